@@ -1,0 +1,25 @@
+# LLM Backend Showdown: one workflow from a model revision to a report that says which inference backend to serve it with.
+#
+# Paths, below the experiment's results folder:
+#   environment/{environment}.json                        a backend's Python environment
+#   download/{model}.json   prompts/{model}/{workload}.json
+#   quantize/{model}/{quantization}.json   build/{model}/{quantization}/{backend}.json
+#   {stage}/{model}/{quantization}/{backend}/{workload}/c{concurrency}/t{trial}/...   measure, evaluate, summarize: one cell
+#   report.html   report.md   summary.csv
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/environment.smk"
+include: "rules/download.smk"
+include: "rules/quantize.smk"
+include: "rules/build.smk"
+include: "rules/measure.smk"
+include: "rules/evaluate.smk"
+include: "rules/summarize.smk"
+include: "rules/report.smk"

@@ -1,0 +1,49 @@
+"""Reads the configuration, once, and gives the rules their words: the plan, paths, the shell's surroundings."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(workflow.basedir) / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import experiment
+import planning
+from spec import to_json
+
+plan = planning.Plan(
+    experiment.load(config, str((workflow.configfiles or ["config.yaml"])[-1])), SCRIPTS
+)
+CELL = "{model}/{quantization}/{backend}/{workload}/c{concurrency}/t{trial}"
+
+# Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
+# rather than through params: where the store is, where else to look for packages.
+surroundings = {
+    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    "scripts": str(SCRIPTS),
+    "SHOWDOWN_STORE": config["store"] or os.environ.get("SHOWDOWN_STORE", ""),
+    "SHOWDOWN_EXTRA_INDEX_URL": config["extra_index_url"] or "",
+}
+shell.prefix(
+    "set -euo pipefail; export "
+    + " ".join(f"{k}={shlex.quote(v)}" for k, v in surroundings.items())
+    + "; "
+)
+
+if workflow.is_main_process:
+    planning.forget_stale(Path(plan.experiment.results))
+
+
+pathvars:
+    results=plan.experiment.results,
+
+
+wildcard_constraints:
+    environment=planning.any_of(plan.environments),
+    model=planning.any_of(plan.experiment.models),
+    quantization=planning.any_of(plan.experiment.quantizations),
+    backend=planning.any_of(plan.experiment.backends),
+    workload=planning.any_of(plan.experiment.workloads),
+    concurrency=r"\d+",
+    trial=r"\d+",

@@ -1,0 +1,41 @@
+rule download:
+    """A model: weights, tokenizer, chat template, in each form that its source yields.
+
+    REQUIRED INPUTS: the environment that converts or makes the checkpoint, for sources that need one
+    OUTPUTS: manifest: forms of the model, files, hashes, where the bytes lie
+    """
+    input:
+        environment=lambda w: ancient(expand("<results>/environment/{environment}.json", environment=plan.converter_of(w.model))),
+    output:
+        "<results>/download/{model}.json",
+    log:
+        "<results>/logs/download/{model}.log",
+    params:
+        spec=lambda w: plan.download(w.model).spec,
+        code=lambda w: plan.download(w.model).code,
+        environment=lambda w, input: f"--environment {input.environment}" if input.environment else "",
+    message:
+        "Fetching the model {wildcards.model}"
+    shell:
+        "python $scripts/download.py --spec {params.spec:q} --code {params.code} --log {log:q} --output {output:q} {params.environment}"
+
+
+rule prompts:
+    """The prompts of a workload, chosen by the model's own token counts and the seed.
+
+    REQUIRED INPUTS: the model (its tokenizer); a prompt file in the specification by its hash
+    OUTPUTS: manifest: the chosen prompts, how many were offered, their lengths
+    """
+    input:
+        model=ancient("<results>/download/{model}.json"),
+    output:
+        "<results>/prompts/{model}/{workload}.json",
+    log:
+        "<results>/logs/prompts/{model}/{workload}.log",
+    params:
+        spec=lambda w: plan.prompts(w.model, w.workload).spec,
+        code=lambda w: plan.prompts(w.model, w.workload).code,
+    message:
+        "Choosing the prompts of {wildcards.workload}"
+    shell:
+        "python $scripts/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --log {log:q} --output {output:q}"

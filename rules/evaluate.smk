@@ -1,0 +1,18 @@
+rule evaluate:
+    """Is what was timed any good? Sanity of the timed answers of one cell.
+
+    REQUIRED INPUTS: the cell, with its records
+    OUTPUTS: evaluation.json
+    """
+    input:
+        cell=f"<results>/measure/{CELL}/cell.json",
+    output:
+        f"<results>/evaluate/{CELL}/evaluation.json",
+    log:
+        f"<results>/logs/evaluate/{CELL}.log",
+    params:
+        code=lambda w: plan.code("evaluate.py"),
+    message:
+        "Reading the answers of {wildcards.backend} with {wildcards.concurrency} users"
+    shell:
+        "python $scripts/evaluate.py --spec '{{}}' --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}"

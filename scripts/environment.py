@@ -1,0 +1,83 @@
+"""Build the Python environment of a backend from its hashed lock, once per lock, interpreter and machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import job
+from failure import Failure
+
+log = logging.getLogger(__name__)
+LOCKS = Path(__file__).resolve().parent.parent / "envs"
+
+
+def install(lock: Path | None, extra_index_url: str | None, folder: Path) -> dict[str, Any]:
+    """Make a virtual environment in `folder`; facts: its `python`, all `packages` with versions, and the
+    `versions` of those that the lock was made for.
+
+    Tries the configured package indexes first and the extra one only if a locked file is not found there. Hashes are
+    checked either way. Failure `install_failed` with pip's last words.
+    """
+    if lock is None:
+        return {"python": sys.executable, "packages": packages(Path(sys.executable)), "versions": {}}
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--no-compile"]
+    command = [*pip, "--requirement", str(lock)]
+    done = run(command)
+    if done.returncode and extra_index_url and "No matching distribution" in done.stdout:
+        log.info("not on the configured package indexes; trying %s as well", extra_index_url)
+        done = run([*command, "--extra-index-url", extra_index_url])
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-15:])
+        raise Failure(
+            "install_failed",
+            f"The environment {lock.stem} could not be installed: {tail.splitlines()[-1] if tail else 'pip said nothing'}",
+            f"See that the package index is reachable and has every file of envs/{lock.name}; `extra_index_url` in the configuration names a further one.",
+            tail,
+        )
+    # On all cores at once, which pip does not; files in syntax of another Python are left as they are.
+    subprocess.run([str(python), "-m", "compileall", "-q", "-j", "0", str(folder / "lib")], stdout=subprocess.DEVNULL)
+    installed = packages(python)
+    return {"python": str(python), "packages": installed, "versions": {name: installed[name] for name in asked(lock) if name in installed}}
+
+
+def asked(lock: Path) -> list[str]:
+    """The packages that a lock was made for: those its .in file names."""
+    return re.findall(r"^([A-Za-z0-9._-]+)", lock.with_suffix(".in").read_text(), re.MULTILINE)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run pip, its lines going to the log as they come."""
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(("Collecting", "ERROR", "Installing", "Successfully")):
+                log.info("%s", line.rstrip()[:200])
+    return subprocess.CompletedProcess(command, process.returncode, "".join(lines))
+
+
+def packages(python: Path) -> dict[str, str]:
+    """Installed distributions and versions of an interpreter."""
+    listing = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+    return dict(sorted(json.loads(subprocess.check_output([str(python), "-c", listing], text=True)).items()))
+
+
+def main() -> None:
+    args = job.arguments(__doc__)
+    name = args.spec.get("name")
+    lock = LOCKS / f"{name}.txt" if name else None
+    job.prepare(args, "environment", lambda folder: install(lock, os.environ.get("SHOWDOWN_EXTRA_INDEX_URL"), folder), [], hashed=False)
+
+
+if __name__ == "__main__":
+    main()

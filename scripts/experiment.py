@@ -1,0 +1,275 @@
+"""A configuration, checked and typed: the axes of the matrix and its cells. No other file parses configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import platform
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
+
+import backends
+from spec import Backend, Cell, Environment, Load, Model, Prompts, Quantization, Server, Weights, Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "rules" / "config.schema.yaml"
+# Checkpoints are converted and made in an environment that has torch and transformers; only these pins decide the result.
+CONVERTER = "vllm"
+CONVERTER_PINS = ("gguf", "safetensors", "tokenizers", "torch", "transformers")
+SAMPLE = 1 << 20
+
+
+class ConfigError(Exception):
+    """The configuration cannot be planned; the message names file, key and remedy."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole configuration: the axes by name, and what all cells share."""
+
+    config: dict[str, Any]
+    models: dict[str, Model]
+    quantizations: dict[str, Quantization]
+    backends: dict[str, Backend]
+    workloads: dict[str, Workload]
+    served: dict[str, list[str]]
+
+    @property
+    def results(self) -> str:
+        return self.config["results"].rstrip("/")
+
+    def cell(self, model: str, quantization: str, backend: str, workload: str, concurrency: int | str, trial: int | str) -> Cell:
+        return Cell(
+            model=self.models[model],
+            quantization=self.quantizations[quantization],
+            backend=self.backends[backend],
+            workload=self.workloads[workload],
+            concurrency=int(concurrency),
+            trial=int(trial),
+            seed=self.config["seed"],
+            load=Load(**self.config["load"]),
+            server=Server(**self.config["server"]),
+        )
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells, trial by trial: every cell is measured once before any is measured twice."""
+        trials = range(1, self.config["trials"] + 1)
+        for trial, model, backend, workload, concurrency in itertools.product(
+            trials, self.models, self.backends, self.workloads, self.config["concurrencies"]
+        ):
+            for quantization in self.served[backend]:
+                yield self.cell(model, quantization, backend, workload, concurrency, trial)
+
+
+def load(config: dict[str, Any], file: str = "config.yaml") -> Experiment:
+    """Check a configuration and give its typed form; ConfigError with every problem, one a line.
+
+    Fills the schema's defaults into `config`. Reads only small local files: lock files, prompt files, folders of models.
+    """
+    problems = list(_schema_problems(config))
+    if not problems:
+        problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
+    names = [entry["name"] for entry in config["quantizations"]]
+    return Experiment(
+        config=config,
+        models={entry["name"]: _model(entry) for entry in config["models"]},
+        quantizations={entry["name"]: Quantization(**entry) for entry in config["quantizations"]},
+        backends={entry["name"]: _backend(entry) for entry in config["backends"]},
+        workloads={entry["name"]: _workload(entry) for entry in config["workloads"]},
+        served={entry["name"]: entry.get("quantizations", names) for entry in config["backends"]},
+    )
+
+
+def _filling(check: Any) -> Any:
+    """A validator of `properties` that first fills in their defaults."""
+
+    def properties(validator: Any, values: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        if isinstance(instance, dict):
+            for name, entry in values.items():
+                if isinstance(entry, dict) and "default" in entry:
+                    instance.setdefault(name, entry["default"])
+        yield from check(validator, values, instance, schema)
+
+    return properties
+
+
+def _schema_problems(config: dict[str, Any]) -> Iterator[str]:
+    schema = yaml.safe_load(SCHEMA.read_text())
+    validator = extend(Draft202012Validator, {"properties": _filling(Draft202012Validator.VALIDATORS["properties"])})(schema)
+    for error in sorted(validator.iter_errors(config), key=lambda e: str(e.json_path)):
+        yield _explain(error, schema)
+
+
+def _explain(error: ValidationError, schema: Any) -> str:
+    """One line for one schema violation: the key, what is wrong, what would be right."""
+    key = error.json_path.removeprefix("$").removeprefix(".") or "(top level)"
+    assert isinstance(error.schema, dict)
+    if error.validator in ("additionalProperties", "unevaluatedProperties"):
+        assert isinstance(error.instance, dict)
+        known = _known_keys(error.schema, error.instance, schema)
+        unknown = [name for name in error.instance if name not in known]
+        guesses = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
+        hint = f"did you mean '{guesses[0]}'?" if guesses else f"known keys here: {', '.join(sorted(known))}."
+        return f"{key}: unknown key {', '.join(map(repr, unknown))}; {hint}"
+    described = error.schema.get("description")
+    return f"{key}: {error.message}" + (f" ({described})" if described else "")
+
+
+def _known_keys(part: dict[str, Any], instance: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Keys that a part of the schema allows for this instance, through $ref, allOf and if/then."""
+    known = list(part.get("properties", {}))
+    if "$ref" in part:
+        target: Any = schema
+        for step in part["$ref"].removeprefix("#/").split("/"):
+            target = target[step]
+        known += _known_keys(target, instance, schema)
+    for branch in [*part.get("allOf", []), part]:
+        if "if" in branch and Draft202012Validator(branch["if"]).is_valid(instance):
+            known += _known_keys(branch["then"], instance, schema)
+    return known
+
+
+def _problems(config: dict[str, Any]) -> Iterator[str]:
+    """What the schema cannot say: names used twice, names of nothing, files that are not there, pairs that cannot be."""
+    for axis in ("models", "quantizations", "backends", "workloads"):
+        names = [entry["name"] for entry in config[axis]]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{axis}: the name '{name}' stands {names.count(name)} times; give each entry a name of its own."
+    if max(config["concurrencies"]) > config["server"]["max_sequences"]:
+        yield (
+            f"server.max_sequences: {config['server']['max_sequences']} is less than the largest of concurrencies,"
+            f" {max(config['concurrencies'])}: the server would queue what the load offers. Raise it."
+        )
+    for position, entry in enumerate(config["models"]):
+        yield from _weights_problems(f"models[{position}]", entry)
+    for position, entry in enumerate(config["workloads"]):
+        yield from _prompts_problems(f"workloads[{position}].prompts", entry["prompts"])
+    for position, entry in enumerate(config["backends"]):
+        yield from _backend_problems(f"backends[{position}]", entry, config["quantizations"])
+
+
+def _weights_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
+    if entry["source"] == "random":
+        yield from _weights_problems(f"{key}.tokenizer", entry["tokenizer"])
+        if entry["tokenizer"]["source"] == "random":
+            yield f"{key}.tokenizer.source: random weights need a real tokenizer: package, hub or folder."
+    if entry["source"] == "folder":
+        folder = locate(entry["path"])
+        if not folder.is_dir():
+            yield f"{key}.path: there is no folder {entry['path']}."
+        else:
+            for name in ("config.json", "tokenizer.json"):
+                if not (folder / name).is_file():
+                    yield f"{key}.path: {entry['path']} has no {name}; name a Hugging Face folder, as save_pretrained writes it."
+
+
+def _prompts_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
+    if entry["min_tokens"] > entry["max_tokens"]:
+        yield f"{key}.min_tokens: {entry['min_tokens']} is more than max_tokens, {entry['max_tokens']}: no prompt can be chosen."
+    if entry["source"] == "file":
+        path = locate(entry["path"])
+        if not path.is_file():
+            yield f"{key}.path: there is no file {entry['path']}."
+        elif not path.read_text().strip():
+            yield f"{key}.path: {entry['path']} is empty; it must hold one JSON object a line, with the columns {', '.join(entry['columns'])}."
+
+
+def _backend_problems(key: str, entry: dict[str, Any], quantizations: list[dict[str, Any]]) -> Iterator[str]:
+    name = entry.get("adapter", entry["name"])
+    if name not in backends.names():
+        yield f"{key}.{'adapter' if 'adapter' in entry else 'name'}: there is no backend '{name}'; there are: {', '.join(backends.names())}."
+        return
+    adapter = backends.load(name)
+    methods = {quantization["name"]: quantization["method"] for quantization in quantizations}
+    for quantization in entry.get("quantizations", methods):
+        if quantization not in methods:
+            yield f"{key}.quantizations: there is no quantization '{quantization}'; there are: {', '.join(methods)}."
+        elif methods[quantization] not in adapter.METHODS:
+            able = [other for other, method in methods.items() if method in adapter.METHODS]
+            yield (
+                f"{key}: {name} cannot serve the quantization '{quantization}' (method {methods[quantization]}); it serves:"
+                f" {', '.join(sorted(adapter.METHODS))}. Write `quantizations: [{', '.join(able)}]` in this entry, or drop '{quantization}'."
+            )
+    known = {option.name: option for option in dataclasses.fields(adapter.Options)}
+    hints = typing.get_type_hints(adapter.Options)
+    for option, value in entry["options"].items():
+        if option not in known:
+            yield f"{key}.options: {name} has no option '{option}'; it has: {', '.join(known) or 'none'}."
+        elif type(value) is not hints[option] and not (hints[option] is float and type(value) is int):
+            yield f"{key}.options.{option}: {value!r} is not of type {hints[option].__name__}."
+
+
+def locate(path: str) -> Path:
+    """A path of the configuration: from the working directory, else from the folder of the Snakefile."""
+    here = Path(path).expanduser()
+    return here.absolute() if here.exists() else ROOT / path
+
+
+def environment(name: str | None) -> Environment:
+    """The environment that envs/<name>.txt locks, for this interpreter and machine; no name is the pipeline's own."""
+    python = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
+    if name is None:
+        return Environment(None, None, python)
+    return Environment(name, hashlib.sha256((ROOT / "envs" / f"{name}.txt").read_bytes()).hexdigest(), python)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Identity of a local folder without reading all of it: of each file the name, the size, and the first, middle and last MiB."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+        with path.open("rb") as stream:
+            for offset in sorted({0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)}):
+                stream.seek(offset)
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def _weights(entry: dict[str, Any]) -> Weights:
+    fields = {name: value for name, value in entry.items() if name not in ("name", "licence", "note", "tokenizer")}
+    if entry["source"] == "folder":
+        fields |= {"path": str(locate(entry["path"])), "files_sha256": folder_sha256(locate(entry["path"]))}
+    if entry["source"] == "random":
+        fields["tokenizer"] = _weights(entry["tokenizer"])
+    return Weights(**fields)
+
+
+def _model(entry: dict[str, Any]) -> Model:
+    weights = _weights(entry)
+    parts = [weights, *([weights.tokenizer] if weights.tokenizer else [])]
+    made = any(part.source in ("package", "random") for part in parts)
+    return Model(entry["name"], weights, pins(CONVERTER, CONVERTER_PINS) if made else None)
+
+
+def pins(environment: str, packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions that a lock gives to some packages."""
+    lock = (ROOT / "envs" / f"{environment}.txt").read_text()
+    return {name: version for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE) if name in packages}
+
+
+def _backend(entry: dict[str, Any]) -> Backend:
+    name = entry.get("adapter", entry["name"])
+    adapter = backends.load(name)
+    options = dataclasses.asdict(adapter.Options(**entry["options"]))
+    return Backend(entry["name"], name, environment(adapter.ENVIRONMENT), options, tuple(entry["args"]))
+
+
+def _workload(entry: dict[str, Any]) -> Workload:
+    fields = dict(entry["prompts"])
+    fields["columns"] = tuple(fields["columns"])
+    if fields["source"] == "file":
+        fields["sha256"] = hashlib.sha256(locate(fields["path"]).read_bytes()).hexdigest()
+    return Workload(**{**entry, "prompts": Prompts(**fields)})

@@ -1,0 +1,48 @@
+"""Percentiles and intervals, which refuse where the samples do not carry them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-th percentile, linearly interpolated between order statistics (Hyndman and Fan, type 7).
+
+    None with fewer than 100 / (100 - q) values: p50 needs 2, p90 10, p99 100, so that at least one is expected beyond it.
+    """
+    if len(values) < needed(q):
+        return None
+    return float(np.percentile(values, q))
+
+
+def needed(q: float) -> int:
+    """The least number of values for the q-th percentile."""
+    return math.ceil(round(100 / (100 - q), 9))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Confidence interval of the median from order statistics: no assumption on the distribution, independent values.
+
+    The ranks are the binomial quantiles of n, 1/2 (David and Nagaraja, Order Statistics, 7.1). None below 6 values, where
+    even the whole range covers less than 95 %.
+    """
+    if len(values) < 6:
+        return None
+    low = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(values), 0.5))
+    ordered = np.sort(values)
+    return float(ordered[max(0, low - 1)]), float(ordered[min(len(values) - 1, len(values) - low)])
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's t interval of a mean; None below 3 values."""
+    if len(values) < 3:
+        return None
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    mean = float(np.mean(values))
+    return mean - half, mean + half

@@ -1,0 +1,158 @@
+"""The typed form of one cell and of its parts, to and from the one JSON parameter that Snakemake compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment by its lock; no name means the pipeline's own interpreter."""
+
+    name: str | None
+    lock_sha256: str | None
+    python: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a checkpoint or a tokenizer comes from; which fields are set depends on `source` (config.schema.yaml)."""
+
+    source: str
+    package: str | None = None
+    version: str | None = None
+    sha256: str | None = None
+    gguf: str | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    files_sha256: str | None = None
+    architecture: dict[str, Any] | None = None
+    dtype: str | None = None
+    tokenizer: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """`converter`: versions of the packages that make or convert the checkpoint; None if nothing is."""
+
+    name: str
+    weights: Weights
+    converter: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    name: str
+    method: str
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    adapter: str
+    environment: Environment
+    options: dict[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    source: str
+    columns: tuple[str, ...]
+    join: str
+    min_tokens: int
+    max_tokens: int
+    count: int | None = None
+    path: str | None = None
+    sha256: str | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    prompts: Prompts
+    max_tokens: int
+    system_prompt: str | None
+    ignore_eos: bool
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Load:
+    warmup_requests: int
+    ramp_s: float
+    window_s: float
+    rest_s: float
+    request_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Server:
+    context_length: int
+    max_sequences: int
+    threads: int | None
+    port: int | None
+    start_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the matrix, with all that decides what its measurement means."""
+
+    model: Model
+    quantization: Quantization
+    backend: Backend
+    workload: Workload
+    concurrency: int
+    trial: int
+    seed: int
+    load: Load
+    server: Server
+
+    @property
+    def path(self) -> str:
+        """The cell's part of every path; the grammar stands in the Snakefile."""
+        return f"{self.model.name}/{self.quantization.name}/{self.backend.name}/{self.workload.name}/c{self.concurrency}/t{self.trial}"
+
+
+def to_json(value: Any) -> str:
+    """Sorted JSON of a specification, fields that are None left out: the one parameter that Snakemake compares."""
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) is not None}
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """The inverse of `to_json`, after json.loads: builds the dataclass `kind` from plain values."""
+    if value is None:
+        return None
+    if isinstance(kind, types.UnionType):
+        return from_json(next(option for option in typing.get_args(kind) if option is not type(None)), value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{f.name: from_json(hints[f.name], value.get(f.name)) for f in dataclasses.fields(kind) if f.name in value or _required(f)})
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    return value
+
+
+def _required(entry: dataclasses.Field[Any]) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING

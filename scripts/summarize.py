@@ -1,0 +1,68 @@
+"""Records into metrics: summary.json for the cell and its time line, requests.parquet beside it for every request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+import job
+from loadgen import record
+from manifest import Manifest, sha256, write_json
+from metrics import cells, requests
+
+log = logging.getLogger(__name__)
+
+
+def summarize(cell: dict[str, Any], records: Path, tokenizer: Tokenizer, slo: dict[str, float], table: Path) -> dict[str, Any]:
+    """The metrics of one measured cell; writes its request frame to `table`."""
+    if sha256(records) != cell["records"]["sha256"]:
+        raise SystemExit(f"{records} is not the file that was measured: its hash has changed. Remove {records.with_name('cell.json')} to measure again.")
+    frame = requests.frame(record.read(records).to_pandas(), tokenizer)
+    frame.to_parquet(table, index=False)
+    return cells.summary(frame, cell["course"], slo)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: None in its place."""
+    if isinstance(value, dict):
+        return {name: without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def main() -> None:
+    args = job.arguments(__doc__, "cell", "evaluation", "model")
+    cell = json.loads(args.cell.read_text())
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"cell": {name: value for name, value in cell.items() if name != "telemetry"}, "evaluation": json.loads(args.evaluation.read_text())}
+    if not cell["failure"]:
+        tokenizer = Tokenizer.from_file(str(Manifest.load(args.model).file("hf") / "tokenizer.json"))
+        metrics = summarize(cell, args.cell.with_name("records.arrow"), tokenizer, args.spec["slo"], args.output.with_name("requests.parquet"))
+        result |= {"metrics": metrics, "machine": machine(cell["telemetry"], cell["course"])}
+    write_json(args.output, without_nan(result))
+
+
+def machine(rows: list[dict[str, Any]], course: dict[str, int]) -> dict[str, Any]:
+    """What the machine did in the window: the server's CPU in cores, its largest memory, the GPUs' mean utilisation."""
+    inside = [row for row in rows if course["window_start_ns"] <= row["time_ns"] < course["window_end_ns"]]
+    if len(inside) < 2:
+        return {}
+    seconds = (inside[-1]["time_ns"] - inside[0]["time_ns"]) / 1e9
+    found = {
+        "server_cores": (inside[-1]["server_cpu_s"] - inside[0]["server_cpu_s"]) / seconds,
+        "server_rss_bytes": max(row["server_rss_bytes"] for row in inside),
+        "host_cpu_percent": sum(row["host_cpu_percent"] for row in inside) / len(inside),
+    }
+    if all("gpus" in row for row in inside):
+        found["gpu_utilization_percent"] = [sum(row["gpus"][number]["utilization_percent"] for row in inside) / len(inside) for number in range(len(inside[0]["gpus"]))]
+    return found
+
+
+if __name__ == "__main__":
+    main()

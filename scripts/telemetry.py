@@ -1,0 +1,104 @@
+"""What the machine did beside a cell, once a second: the server's and the client's CPU and memory, the host's, the GPUs'.
+
+Hardware that is not there gives no column; nothing is invented.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+from typing import Any
+
+import psutil
+import pynvml
+
+log = logging.getLogger(__name__)
+STEP_S = 1.0
+
+
+@contextmanager
+def sampling(tree: Callable[[], list[psutil.Process]]) -> Iterator[list[dict[str, Any]]]:
+    """Sample in a thread while the block runs; gives the list that the rows go to.
+
+    A row: time_ns (perf_counter), server_cpu_s and client_cpu_s (CPU seconds so far), server_rss_bytes, host_cpu_percent,
+    host_available_bytes, gpus (a list of {uuid, utilization_percent, memory_bytes, power_w, sm_clock_mhz}).
+    """
+    rows: list[dict[str, Any]] = []
+    over = threading.Event()
+    gpus = gpu_handles()
+
+    def work() -> None:
+        psutil.cpu_percent()
+        while not over.wait(STEP_S):
+            try:
+                rows.append(sample(tree(), gpus))
+            except (psutil.Error, pynvml.NVMLError) as error:
+                log.info("telemetry: %s", error)
+
+    thread = threading.Thread(target=work, name="telemetry")
+    thread.start()
+    try:
+        yield rows
+    finally:
+        over.set()
+        thread.join()
+
+
+def sample(servers: list[psutil.Process], gpus: list[Any]) -> dict[str, Any]:
+    cpu_s, rss = 0.0, 0
+    for process in servers:
+        try:
+            times = process.cpu_times()
+            cpu_s += times.user + times.system
+            rss += process.memory_info().rss
+        except psutil.Error:
+            continue
+    own = psutil.Process().cpu_times()
+    row: dict[str, Any] = {
+        "time_ns": perf_counter_ns(),
+        "server_cpu_s": round(cpu_s, 3),
+        "server_rss_bytes": rss,
+        "client_cpu_s": round(own.user + own.system, 3),
+        "host_cpu_percent": psutil.cpu_percent(),
+        "host_available_bytes": psutil.virtual_memory().available,
+    }
+    if gpus:
+        row["gpus"] = [gpu_sample(handle) for handle in gpus]
+    return row
+
+
+def gpu_handles() -> list[Any]:
+    """NVML handles of the GPUs of this host; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def gpu_sample(handle: Any) -> dict[str, Any]:
+    return {
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "utilization_percent": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+        "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used,
+        "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+    }
+
+
+def host() -> dict[str, Any]:
+    """What a reader must know of this machine to judge its numbers."""
+    import platform
+
+    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return {
+        "cpu": model,
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "gpus": [str(pynvml.nvmlDeviceGetName(handle)) for handle in gpu_handles()],
+    }
