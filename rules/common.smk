@@ -12,9 +12,8 @@ import experiment
 import planning
 from spec import to_json
 
-plan = planning.Plan(
-    experiment.load(config, str((workflow.configfiles or ["config.yaml"])[-1])), SCRIPTS
-)
+config_files = [os.path.relpath(file) for file in workflow.configfiles]
+plan = planning.Plan(experiment.load(config, config_files[-1]), SCRIPTS)
 CELL = "{model}/{quantization}/{backend}/{workload}/c{concurrency}/t{trial}"
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
@@ -32,7 +31,7 @@ shell.prefix(
 )
 
 if workflow.is_main_process:
-    planning.forget_stale(Path(plan.experiment.results))
+    planning.recheck(Path(plan.experiment.results))
 
 
 pathvars:

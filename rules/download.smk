@@ -23,11 +23,12 @@ rule download:
 rule prompts:
     """The prompts of a workload, chosen by the model's own token counts and the seed.
 
-    REQUIRED INPUTS: the model (its tokenizer); a prompt file in the specification by its hash
+    REQUIRED INPUTS: the model (its tokenizer), the file of prompts where they do not come from the hub
     OUTPUTS: manifest: the chosen prompts, how many were offered, their lengths
     """
     input:
         model=ancient("<results>/download/{model}.json"),
+        source=lambda w: ancient(plan.prompt_file(w.workload)),
     output:
         "<results>/prompts/{model}/{workload}.json",
     log:
@@ -35,7 +36,9 @@ rule prompts:
     params:
         spec=lambda w: plan.prompts(w.model, w.workload).spec,
         code=lambda w: plan.prompts(w.model, w.workload).code,
+        source=lambda w, input: f"--source {input.source}" if input.source else "",
     message:
         "Choosing the prompts of {wildcards.workload}"
     shell:
-        "python $scripts/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --log {log:q} --output {output:q}"
+        "python $scripts/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} {params.source}"
+        " --log {log:q} --output {output:q}"

@@ -8,6 +8,7 @@ rule measure:
         engine=ancient("<results>/build/{model}/{quantization}/{backend}.json"),
         prompts=ancient("<results>/prompts/{model}/{workload}.json"),
         environment=lambda w: ancient(f"<results>/environment/{plan.environment_of(w.backend)}.json"),
+        again=lambda w: planning.again(plan.experiment.results, CELL.format(**w)),
     output:
         f"<results>/measure/{CELL}/cell.json",
     log:

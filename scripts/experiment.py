@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def results(self) -> str:
-        return self.config["results"].rstrip("/")
+        return str(self.config["results"]).rstrip("/")
 
     def cell(self, model: str, quantization: str, backend: str, workload: str, concurrency: int | str, trial: int | str) -> Cell:
         return Cell(
@@ -64,9 +64,7 @@ class Experiment:
     def cells(self) -> Iterator[Cell]:
         """All cells, trial by trial: every cell is measured once before any is measured twice."""
         trials = range(1, self.config["trials"] + 1)
-        for trial, model, backend, workload, concurrency in itertools.product(
-            trials, self.models, self.backends, self.workloads, self.config["concurrencies"]
-        ):
+        for trial, model, backend, workload, concurrency in itertools.product(trials, self.models, self.backends, self.workloads, self.config["concurrencies"]):
             for quantization in self.served[backend]:
                 yield self.cell(model, quantization, backend, workload, concurrency, trial)
 
@@ -107,7 +105,9 @@ def _filling(check: Any) -> Any:
 
 def _schema_problems(config: dict[str, Any]) -> Iterator[str]:
     schema = yaml.safe_load(SCHEMA.read_text())
-    validator = extend(Draft202012Validator, {"properties": _filling(Draft202012Validator.VALIDATORS["properties"])})(schema)
+    validator = extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, {"properties": _filling(Draft202012Validator.VALIDATORS["properties"])}
+    )(schema)
     for error in sorted(validator.iter_errors(config), key=lambda e: str(e.json_path)):
         yield _explain(error, schema)
 

@@ -11,7 +11,6 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-
 PLUMBING = {"job.py", "store.py", "manifest.py", "failure.py", "spec.py"}
 
 

@@ -39,7 +39,7 @@ class Manifest:
 
     def file(self, name: str) -> Path:
         """Path of the file or folder that `facts` calls `name`, such as 'gguf' or 'hf'; KeyError if there is none."""
-        return Path(self.path) / self.facts[name]
+        return Path(self.path, self.facts[name])
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -26,7 +25,7 @@ import backends
 import job
 import telemetry
 from failure import Failure
-from loadgen import drive, record, schedule
+from loadgen import client, drive, record, schedule
 from manifest import Manifest, sha256, write_json
 from runtime import process
 from spec import Cell, from_json
@@ -62,7 +61,12 @@ async def until_ready(server: process.Process, url: str, timeout_s: float) -> fl
             server.check("before it was ready")
             passed = (perf_counter_ns() - server.started_ns) / 1e9
             if passed > timeout_s:
-                raise Failure("start_timeout", f"The server was not ready {timeout_s:g} s after its start.", "Read its last words below; raise server.start_timeout_s if it only needs longer.", server.tail())
+                raise Failure(
+                    "start_timeout",
+                    f"The server was not ready {timeout_s:g} s after its start.",
+                    "Read its last words below; raise server.start_timeout_s if it only needs longer.",
+                    server.tail(),
+                )
             try:
                 async with session.get(url) as response:
                     if response.status == 200:
@@ -75,8 +79,8 @@ async def until_ready(server: process.Process, url: str, timeout_s: float) -> fl
 async def first_answer(target: drive.Target) -> float:
     """Seconds that one request takes right after the server is ready: what a cold server costs its first user."""
     probe = record.Record(0, 0, "probe", 0, perf_counter_ns())
-    async with drive.client.session() as session:
-        await drive.client.send(session, target.url, target.bodies[0], probe, target.timeout_s)
+    async with client.session() as session:
+        await client.send(session, target.url, target.bodies[0], probe, target.timeout_s)
     if probe.outcome != "complete":
         log.warning("the first request failed: %s: %s", probe.outcome, probe.error)
     return ((probe.done_ns or 0) - probe.scheduled_ns) / 1e9
@@ -117,7 +121,7 @@ async def load(cell: Cell, server: process.Process, serve: backends.Serve, bodie
 
 def answered(records: Path) -> None:
     """Failure `no_answer` if not one request of the load was completed."""
-    table = record.read(records).to_pandas()
+    table = record.read(records)
     outcomes = table[table.phase == "load"].groupby("outcome").error.agg(["size", "first"]).sort_values("size", ascending=False)
     if "complete" not in outcomes.index:
         what = f"{outcomes.index[0]}: {outcomes['first'].iloc[0]}" if len(outcomes) else "none was sent"
@@ -162,4 +166,4 @@ def main() -> None:
 if __name__ == "__main__":
     # aiohttp's and Arrow's threads would not help here and would take cores from the server.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""What the rules ask while the workflow is planned: each job's specification and code, and which old results to forget.
+"""What the rules ask while the workflow is planned: each job's specification and code, and whether old results still stand.
 
 A job's key hashes both, and goes into the specifications of the jobs that use its artefact. So a change anywhere reaches
 all that depends on it, and an artefact that is made again from the same specification reaches nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import fingerprint
 import store
-from experiment import CONVERTER, Experiment, environment
+from experiment import CONVERTER, Experiment, environment, locate
 from failure import RETRIED
 from manifest import Manifest
 from spec import to_json
@@ -74,6 +75,11 @@ class Plan:
         spec = {"model": self.download(model).key, "prompts": self.experiment.workloads[workload].prompts, "seed": self.experiment.config["seed"]}
         return Job(to_json(spec), self.code("prompts.py"))
 
+    def prompt_file(self, workload: str) -> list[str]:
+        """The local file of a workload's prompts, if they come from one."""
+        path = self.experiment.workloads[workload].prompts.path
+        return [str(locate(path))] if path else []
+
     def quantize(self, model: str, quantization: str) -> Job:
         spec = {"model": self.download(model).key, "quantization": self.experiment.quantizations[quantization]}
         return Job(to_json(spec), self.code("quantize.py"))
@@ -102,26 +108,37 @@ def any_of(names: Iterable[str]) -> str:
     return "|".join(sorted({re.escape(name) for name in names}))
 
 
-def forget_stale(results: Path) -> None:
-    """Remove results that do not stand, so that their jobs run again, and say why in a line each.
+def recheck(results: Path) -> None:
+    """See that old results still stand; what does not is made again, and a line says why.
 
-    These are manifests whose bytes are gone or changed, cells whose records are, and failures of the machine rather than
-    of a server (failure.RETRIED).
+    A preparation that failed, or whose bytes are gone or changed, loses its manifest: whoever needs it makes it again. A
+    cell that failed for the machine rather than for its server (failure.RETRIED), or whose records are gone, gets a new
+    `again` file: an input that makes Snakemake measure it, while its old results stay until the new ones are there.
     """
     for path in (path for stage in PREPARING for path in sorted((results / stage).rglob("*.json"))):
         manifest = Manifest.load(path)
         reason = manifest.failure["reason"] if manifest.failure else store.lost(manifest)
         if reason:
-            forget(path, reason)
+            tell(path, reason)
+            path.unlink()
     for path in sorted((results / "measure").rglob("cell.json")):
         cell = json.loads(path.read_text())
-        records = cell.get("records")
+        records = path.with_name(cell["records"]["path"]) if "records" in cell else None
         if cell["failure"] and RETRIED[cell["failure"]["kind"]]:
-            forget(path, cell["failure"]["reason"])
-        elif records and (not path.with_name(records["path"]).is_file() or path.with_name(records["path"]).stat().st_size != records["bytes"]):
-            forget(path, "its records are gone or have another length")
+            reason = cell["failure"]["reason"]
+        elif records and not (records.is_file() and records.stat().st_size == cell["records"]["bytes"]):
+            reason = "its records are gone or have another length"
+        else:
+            continue
+        tell(path, reason)
+        path.with_name("again").write_text(f"{time.time_ns()} {reason}\n")
 
 
-def forget(path: Path, reason: str) -> None:
+def again(results: str, cell: str) -> list[str]:
+    """The cell's `again` file, if it was ever to be measured again."""
+    path = Path(results, "measure", cell, "again")
+    return [str(path)] if path.exists() else []
+
+
+def tell(path: Path, reason: str) -> None:
     print(f"{path}: to be made again: {reason}", file=sys.stderr)
-    path.unlink()

@@ -33,7 +33,9 @@ def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
             raise Failure("no_prompts", f"{path.name}, line {number}: not JSON: {error}.", "Each line must be one JSON object.") from error
         missing = [column for column in prompts.columns if column not in row]
         if missing:
-            raise Failure("no_prompts", f"{path.name}, line {number}: no column {', '.join(missing)}; there are {', '.join(row)}.", "Correct `columns` of the prompts in the configuration.")
+            raise Failure(
+                "no_prompts", f"{path.name}, line {number}: no column {', '.join(missing)}; there are {', '.join(row)}.", "Correct `columns` of the prompts in the configuration."
+            )
         found.append(row)
     return found
 
@@ -61,7 +63,9 @@ def choose(rows: list[dict[str, Any]], prompts: Prompts, seed: int, count_tokens
     ]
     if not fitting:
         span = f"they have {min(lengths)} to {max(lengths)}" if lengths else "there are none"
-        raise Failure("no_prompts", f"No prompt has between {prompts.min_tokens} and {prompts.max_tokens} tokens; {span}.", "Widen min_tokens and max_tokens of the workload's prompts.")
+        raise Failure(
+            "no_prompts", f"No prompt has between {prompts.min_tokens} and {prompts.max_tokens} tokens; {span}.", "Widen min_tokens and max_tokens of the workload's prompts."
+        )
     return random.Random(seed).sample(fitting, min(prompts.count or len(fitting), len(fitting)))
 
 

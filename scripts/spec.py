@@ -146,7 +146,7 @@ def from_json(kind: Any, value: Any) -> Any:
         return None
     if isinstance(kind, types.UnionType):
         return from_json(next(option for option in typing.get_args(kind) if option is not type(None)), value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{f.name: from_json(hints[f.name], value.get(f.name)) for f in dataclasses.fields(kind) if f.name in value or _required(f)})
     if typing.get_origin(kind) is tuple:

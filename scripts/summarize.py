@@ -22,7 +22,7 @@ def summarize(cell: dict[str, Any], records: Path, tokenizer: Tokenizer, slo: di
     """The metrics of one measured cell; writes its request frame to `table`."""
     if sha256(records) != cell["records"]["sha256"]:
         raise SystemExit(f"{records} is not the file that was measured: its hash has changed. Remove {records.with_name('cell.json')} to measure again.")
-    frame = requests.frame(record.read(records).to_pandas(), tokenizer)
+    frame = requests.frame(record.read(records), tokenizer)
     frame.to_parquet(table, index=False)
     return cells.summary(frame, cell["course"], slo)
 

@@ -6,9 +6,11 @@ Hardware that is not there gives no column; nothing is invented.
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -91,9 +93,7 @@ def gpu_sample(handle: Any) -> dict[str, Any]:
 
 def host() -> dict[str, Any]:
     """What a reader must know of this machine to judge its numbers."""
-    import platform
-
-    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
     return {
         "cpu": model,
         "cores": psutil.cpu_count(),

@@ -93,7 +93,7 @@ def nothing_to_build(weights: str) -> Callable[[Manifest, Path], dict[str, Any]]
     """The `build` of a backend that loads the model as it is: the engine is the model, no bytes are copied."""
 
     def build(model: Manifest, _folder: Path) -> dict[str, Any]:
-        told = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
+        told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
         return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], "built": False, **told}
 
     return build

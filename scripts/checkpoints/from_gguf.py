@@ -44,7 +44,9 @@ def please_older_readers(folder: Path) -> None:
     template = folder / "chat_template.jinja"
     if template.exists():
         tokenizer["chat_template"] = template.read_text()
-    (folder / "tokenizer_config.json").write_text(json.dumps({name: value for name, value in tokenizer.items() if name not in ("is_local", "local_files_only", "backend")}, indent=2))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({name: value for name, value in tokenizer.items() if name not in ("is_local", "local_files_only", "backend")}, indent=2)
+    )
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 
 log = logging.getLogger(__name__)
@@ -118,8 +119,11 @@ def writing(path: Path) -> Iterator[Writer]:
         writer.close()
 
 
-def read(path: Path) -> pa.Table:
-    """All whole batches of a stream of records; one cut short gives what came before the cut."""
+def read(path: Path) -> pd.DataFrame:
+    """All whole batches of a stream of records, one row a record; one cut short gives what came before the cut.
+
+    Integers that may be missing are pandas' nullable ones: a float would round nanoseconds.
+    """
     batches = []
     with path.open("rb") as source:
         try:
@@ -128,4 +132,5 @@ def read(path: Path) -> pa.Table:
                     batches.append(batch)
         except (pa.ArrowInvalid, OSError, EOFError) as error:
             log.warning("%s was cut short after %d batches: %s", path, len(batches), error)
-    return pa.Table.from_batches(batches, SCHEMA)
+    nullable = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
+    return pa.Table.from_batches(batches, SCHEMA).to_pandas(types_mapper=nullable.get)

@@ -26,7 +26,4 @@ def closed_loop(users: int, ramp_s: float, prompts: int, seed: int) -> list[User
     """
     if users < 1 or prompts < 1:
         raise ValueError(f"a schedule needs users and prompts, not {users} and {prompts}")
-    return [
-        User(number, round(ramp_s * 1e9 * number / users), tuple(np.random.default_rng([seed, number]).integers(0, prompts, DRAWN).tolist()))
-        for number in range(users)
-    ]
+    return [User(number, round(ramp_s * 1e9 * number / users), tuple(np.random.default_rng([seed, number]).integers(0, prompts, DRAWN).tolist())) for number in range(users)]

@@ -14,6 +14,7 @@ DISAGREEMENT = 0.02
 # Beyond these the client, not the server, may have made the numbers.
 CLIENT_CPU_SHARE = 0.8
 CLIENT_LAG_P99_MS = 20.0
+WAKE_UP_MS = 1.0
 
 
 def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float]) -> dict[str, Any]:
@@ -104,7 +105,11 @@ def disagree(counts: dict[str, float]) -> float | None:
 
 
 def client(course: dict[str, Any], load: pd.DataFrame) -> dict[str, Any]:
-    """What the client itself added, and whether it may have been the limit."""
+    """What the client itself added, and whether it may have been the limit.
+
+    error_ms: the stated error of a single time stamp: how late the event loop came back at p99, plus 1 ms for the kernel
+    to wake two processes that share a machine. It can only make times longer, never shorter.
+    """
     late = (load.sent_ns - load.scheduled_ns).dropna().to_numpy(float) / 1e6
     lag = course["lag_ms"]
     reasons = []
@@ -115,6 +120,7 @@ def client(course: dict[str, Any], load: pd.DataFrame) -> dict[str, Any]:
     return {
         "cpu_share": course["cpu_share"],
         "lag_ms": lag,
+        "error_ms": lag["p99"] + WAKE_UP_MS if lag else None,
         "send_late_ms": {"p50": percentile(late, 50), "p99": percentile(late, 99), "max": float(late.max()) if len(late) else None},
         "valid": not reasons,
         "reason": " and ".join(reasons),

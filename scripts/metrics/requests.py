@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tokenizers import Tokenizer
 
@@ -65,7 +66,7 @@ def frame(records: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
         )
     kept = records.drop(columns=["outcome", "error", "body", "read_ns", "read_bytes"]).reset_index(drop=True)
     made = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = [name for name in COLUMNS if name.endswith("_ns") and name != "event_ns" or "tokens" in name and name != "event_tokens"]
+    numbers = [name for name in COLUMNS if (name.endswith("_ns") and name != "event_ns") or ("tokens" in name and name != "event_tokens")]
     return kept.join(made.astype(dict.fromkeys(numbers, "Float64")))
 
 
@@ -86,7 +87,7 @@ def outcome(recorded: str, stream: Sequence[Event], text: str) -> str:
     return "ok" if text else "empty"
 
 
-def spread(tokens: int, token_ends: Sequence[int], text_lengths: Sequence[int]) -> np.ndarray:
+def spread(tokens: int, token_ends: Sequence[int], text_lengths: Sequence[int]) -> npt.NDArray[np.float64]:
     """Tokens that each event completed: shape (events,), summing to `tokens`.
 
     A token belongs to the event that brings its last character; `token_ends` are the character offsets of one
@@ -98,5 +99,5 @@ def spread(tokens: int, token_ends: Sequence[int], text_lengths: Sequence[int]) 
     if not len(token_ends):
         return np.full(len(text_lengths), tokens / len(text_lengths))
     owners = np.searchsorted(np.cumsum(text_lengths), token_ends).clip(max=len(text_lengths) - 1)
-    counts = np.bincount(owners, minlength=len(text_lengths))
-    return counts * (tokens / counts.sum())
+    counts = np.bincount(owners, minlength=len(text_lengths)).astype(float)
+    return np.asarray(counts * (tokens / counts.sum()))

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 CONFIDENCE = 0.95
+Values = Sequence[float] | npt.NDArray[np.float64]
 
 
-def percentile(values: Sequence[float], q: float) -> float | None:
+def percentile(values: Values, q: float) -> float | None:
     """The q-th percentile, linearly interpolated between order statistics (Hyndman and Fan, type 7).
 
     None with fewer than 100 / (100 - q) values: p50 needs 2, p90 10, p99 100, so that at least one is expected beyond it.
@@ -26,7 +28,7 @@ def needed(q: float) -> int:
     return math.ceil(round(100 / (100 - q), 9))
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def median_interval(values: Values) -> tuple[float, float] | None:
     """Confidence interval of the median from order statistics: no assumption on the distribution, independent values.
 
     The ranks are the binomial quantiles of n, 1/2 (David and Nagaraja, Order Statistics, 7.1). None below 6 values, where
@@ -39,7 +41,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(ordered[max(0, low - 1)]), float(ordered[min(len(values) - 1, len(values) - low)])
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def mean_interval(values: Values) -> tuple[float, float] | None:
     """Student's t interval of a mean; None below 3 values."""
     if len(values) < 3:
         return None

@@ -56,7 +56,12 @@ class Process:
         tail = self.tail()
         how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
         if code == 128 + signal.SIGKILL or any(sign in tail for sign in OUT_OF_MEMORY):
-            raise Failure("out_of_memory", f"The server {how} {doing}; its log or the kernel's signal says that memory ran out.", "Give it less to hold: fewer sequences, a shorter context, a smaller model.", tail)
+            raise Failure(
+                "out_of_memory",
+                f"The server {how} {doing}; its log or the kernel's signal says that memory ran out.",
+                "Give it less to hold: fewer sequences, a shorter context, a smaller model.",
+                tail,
+            )
         raise Failure("server_died", f"The server {how} {doing}.", "Its last words stand in the log.", tail)
 
     def tail(self, lines: int = 25) -> str:
@@ -94,7 +99,13 @@ def serve(argv: list[str], env: dict[str, str], log_file: Path, workdir: Path) -
     with log_file.open("wb") as sink:
         # Standard input is the lifeline: it closes when this process ends, however it ends.
         supervisor = subprocess.Popen(
-            [sys.executable, str(SUPERVISOR), str(GRACE_S), *argv], stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=environment, cwd=workdir, start_new_session=True
+            [sys.executable, str(SUPERVISOR), str(GRACE_S), *argv],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=workdir,
+            start_new_session=True,
         )
     server = Process(supervisor, log_file, time.perf_counter_ns())
     try:

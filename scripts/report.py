@@ -1,0 +1,248 @@
+"""Render what was measured: report.html (one file, no network), report.md and summary.csv."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import logging
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+import yaml
+from markupsafe import Markup
+
+import experiment
+import job
+from manifest import Manifest
+from metrics.statistics import needed
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES = ROOT / "report"
+# report/ is no package and needs no installation; its charts are data, kept beside the page that shows them.
+sys.path.append(str(TEMPLATES))
+import charts  # noqa: E402
+
+log = logging.getLogger(__name__)
+STATIC_WIDTH = 560
+
+
+def rows_of(results: Path, planned: experiment.Experiment) -> list[dict[str, Any]]:
+    """One row a cell: its names, its summary, or its failure."""
+    rows = []
+    for cell in planned.cells():
+        summary = json.loads((results / "summarize" / cell.path / "summary.json").read_text())
+        names = {"model": cell.model.name, "quantization": cell.quantization.name, "backend": cell.backend.name, "workload": cell.workload.name}
+        rows.append(names | {"users": cell.concurrency, "trial": cell.trial, "path": cell.path, **summary})
+    return rows
+
+
+def groups_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that belong in one table and one pair of charts: those of one model, quantization and workload."""
+    keys = list(dict.fromkeys((row["model"], row["quantization"], row["workload"]) for row in rows))
+    return [
+        {
+            "model": model,
+            "quantization": quantization,
+            "workload": workload,
+            "rows": [row for row in rows if (row["model"], row["quantization"], row["workload"]) == (model, quantization, workload)],
+        }
+        for model, quantization, workload in keys
+    ]
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "metrics" in row]
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """What the numbers say, a sentence for each question: who is fastest at the most users, who answers first.
+
+    Backends whose intervals overlap are named together: one run does not tell them apart.
+    """
+    said = []
+    for users in sorted({row["users"] for row in measured(rows)}):
+        fit = [row for row in measured(rows) if row["users"] == users and row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"]]
+        rate = leaders([(row["backend"], row["metrics"]["output_token_throughput"], row["metrics"]["output_token_throughput_interval"]) for row in fit], best=max)
+        ttft = leaders([(row["backend"], row["metrics"]["ttft"]["p50"], row["metrics"]["ttft"]["p50_interval"]) for row in fit], best=min)
+        if rate and ttft:
+            said.append(f"With {users} {'user' if users == 1 else 'users'}: most tokens from {rate}; shortest time to first token from {ttft}.")
+    return said
+
+
+def leaders(entries: list[tuple[str, float | None, list[float] | None]], best: Any) -> str:
+    """The best backend, with those whose interval overlaps its own; empty if nothing was measured."""
+    known = [entry for entry in entries if entry[1] is not None]
+    if not known:
+        return ""
+    name, _, interval = best(known, key=lambda entry: entry[1])
+    if interval is None:
+        return f"{name} (too few samples for an interval)"
+    near = [other for other, _, span in known if other != name and (span is None or (span[0] <= interval[1] and span[1] >= interval[0]))]
+    return str(name) + (f" (not distinguishable from {' and '.join(sorted(set(near)))})" if near else "")
+
+
+def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]]:
+    """The charts of a group, each with its specification and its words: the study's two, then the time lines."""
+    rows = measured(group["rows"])
+    if not rows:
+        return []
+
+    def bars(value: Any, interval: Any) -> list[dict[str, Any]]:
+        low_high = [(interval(row) or (None, None)) for row in rows]
+        return [{"backend": row["backend"], "users": row["users"], "value": value(row), "low": low, "high": high} for row, (low, high) in zip(rows, low_high, strict=True)]
+
+    rate = bars(lambda row: row["metrics"]["output_token_throughput"], lambda row: row["metrics"]["output_token_throughput_interval"])
+    ttft = bars(lambda row: row["metrics"]["ttft"]["p50"], lambda row: row["metrics"]["ttft"]["p50_interval"])
+    made = [
+        ("Time to first token: lower is better", charts.by_concurrency(ttft, backends, "Time to first token, median", "ms")),
+        ("Token rate: higher is better", charts.by_concurrency(rate, backends, "Output token rate, all users together", "tokens/s")),
+    ]
+    for users in sorted({row["users"] for row in rows}):
+        steps = [
+            {
+                "backend": row["backend"],
+                "trial": row["trial"],
+                "start_s": step["start_s"],
+                "phase": step["phase"],
+                "rate": step["output_token_throughput"],
+                "ttft": step["ttft_p50_ms"],
+            }
+            for row in rows
+            if row["users"] == users
+            for step in row["metrics"]["windows"]
+        ]
+        made.append((f"Token rate each 5 s, {users} users", charts.time_line(steps, backends, "rate", f"Token rate each 5 s, {users} users", "tokens/s")))
+        made.append((f"TTFT each 5 s, {users} users", charts.time_line(steps, backends, "ttft", f"TTFT each 5 s, {users} users", "ms, median")))
+    return [{"alt": alt, "spec": spec, "static": {theme: static(spec, theme) for theme in ("light", "dark")}} for alt, spec in made]
+
+
+def static(spec: dict[str, Any], theme: str) -> str:
+    """The chart as an SVG data URL, for readers without scripts and for print."""
+    svg = vl_convert.vegalite_to_svg(spec | {"width": STATIC_WIDTH}, config=charts.config(theme))
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def preparation(results: Path, planned: experiment.Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What had to be done before the first request: one row an artefact, then the starts of each backend."""
+    found = []
+    for stage in ("environment", "download", "prompts", "quantize", "build"):
+        for path in sorted((results / stage).rglob("*.json")):
+            manifest = Manifest.load(path)
+            name = str(path.relative_to(results / stage).with_suffix(""))
+            found.append({"stage": stage, "name": name, "seconds": manifest.duration_s, "bytes": manifest.bytes, "memory": manifest.peak_memory_bytes, "failure": manifest.failure})
+    return found
+
+
+def starts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each backend's starts: seconds until ready and of the first request after that, one of each a cell."""
+    found = []
+    for backend in dict.fromkeys(row["backend"] for row in measured(rows)):
+        cells = [row["cell"] for row in measured(rows) if row["backend"] == backend]
+        found.append({"backend": backend, "n": len(cells), "ready": [cell["ready_s"] for cell in cells], "first": [cell["first_answer_s"] for cell in cells]})
+    return found
+
+
+def provenance(results: Path) -> dict[str, Any]:
+    """This program's own versions, and the commit it was run from if that can be told."""
+    commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("snakemake", "aiohttp", "uvloop", "pandas", "tokenizers")},
+    }
+
+
+def table(rows: list[dict[str, Any]], target: Path) -> None:
+    """summary.csv: one row a cell, failed ones too; times in ms, rates in tokens/s."""
+    flat = []
+    for row in rows:
+        metrics, failure = row.get("metrics", {}), row["cell"]["failure"] or {}
+        low, high = metrics.get("output_token_throughput_interval") or (None, None)
+        entry = {name: row[name] for name in ("model", "quantization", "backend", "workload", "users", "trial")}
+        entry |= {"outcome": failure.get("kind", "measured"), "reason": failure.get("reason", ""), "weights": row["cell"].get("form", "")}
+        entry |= {"output_token_throughput": metrics.get("output_token_throughput"), "output_token_throughput_low": low, "output_token_throughput_high": high}
+        for name in ("ttft", "tpot", "itl", "e2e_latency"):
+            entry |= {f"{name}_{part}_ms": metrics.get(name, {}).get(part) for part in ("p50", "p90", "p99")}
+        entry |= {name: metrics.get(name) for name in ("user_rate", "request_throughput", "goodput", "requests", "isl", "osl", "in_flight")}
+        entry |= {
+            "failed": sum(metrics.get("failures", {}).values()) if metrics else None,
+            "client_valid": metrics.get("client", {}).get("valid"),
+            "answers_broken": row["evaluation"]["broken"],
+        }
+        entry |= {"ready_s": row["cell"].get("ready_s"), "first_answer_s": row["cell"].get("first_answer_s")}
+        flat.append(entry)
+    with target.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, flat[0])
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number for people; a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def size(value: float) -> str:
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+
+def script_json(value: Any) -> Markup:
+    """JSON inside a script element: nothing in it can end the element."""
+    return Markup(json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def render(results: Path, planned: experiment.Experiment, config_files: list[str], html: Path) -> None:
+    """Write the three files of a report; `html` names the first, the others lie beside it."""
+    rows = rows_of(results, planned)
+    backends = list(planned.backends)
+    groups = [group | {"charts": charts_of(group, backends), "verdicts": verdicts(group["rows"])} for group in groups_of(rows)]
+    known = {
+        "groups": groups,
+        "rows": rows,
+        "failed": [row for row in rows if row["cell"]["failure"]],
+        "measured": measured(rows),
+        "models": planned.config["models"],
+        "config": planned.config,
+        "config_text": yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True),
+        "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files)]),
+        "preparation": preparation(results, planned, rows),
+        "starts": starts(rows),
+        "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),
+        "versions": {row["backend"]: row["cell"]["versions"] for row in rows if "versions" in row["cell"]},
+        "provenance": provenance(results),
+        "needed": needed,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=jinja2.select_autoescape(["html", "html.j2"]), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"number": number, "size": size, "script_json": script_json}
+    vega = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub asks for an argument that has a default
+    page = {
+        "style": Markup((TEMPLATES / "style.css").read_text()),
+        "vega": Markup(vega.replace("</script", "<\\/script")),
+        "themes": {theme: charts.config(theme) for theme in ("light", "dark")},
+        "specs": [[chart["spec"] for chart in group["charts"]] for group in groups],
+    }
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(environment.get_template("report.html.j2").render(**known, **page))
+    html.with_suffix(".md").write_text(environment.get_template("report.md.j2").render(**known))
+    table(rows, html.with_name("summary.csv"))
+    log.info("%s: %d cells, %d failed", html, len(rows), len(known["failed"]))
+
+
+def main() -> None:
+    args = job.arguments(__doc__)
+    config = args.spec["config"]
+    planned = experiment.load(config)
+    render(Path(planned.results), planned, args.spec["config_files"], args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What several tests share: a tiny model, a checkout with the paced backend in it, a paced server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+ROOT = Path(__file__).parent.parent
+PACED = Path(__file__).parent / "paced"
+COPIED = ("Snakefile", "config.yaml", "rules", "scripts", "report", "profiles", "prompts", "envs", "experiments")
+
+EXPERIMENT: dict[str, Any] = {
+    "models": [{"name": "tiny", "source": "folder", "path": "tiny-model"}],
+    "quantizations": [{"name": "none", "method": "none"}],
+    "backends": [{"name": "paced"}],
+    "workloads": [{"name": "chat", "prompts": {"source": "file", "path": "prompts/showdown.jsonl"}, "max_tokens": 8}],
+    "concurrencies": [1, 2],
+    "load": {"warmup_requests": 1, "ramp_s": 0.2, "window_s": 1.0, "request_timeout_s": 5},
+    "server": {"context_length": 128, "max_sequences": 4, "start_timeout_s": 10, "port": None},
+    "slo": {},
+    "extra_index_url": None,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """One token a word; every word but 'word' is unknown, and still one token."""
+    made = Tokenizer(models.WordLevel({"word": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A Hugging Face folder in form: config, tokenizer, one small tensor."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file({"weight": np.zeros((2, 2), dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+class Checkout:
+    """A copy of the product with the paced backend added: one file, one server program, one configuration entry."""
+
+    def __init__(self, folder: Path, tiny_model: Path):
+        self.folder, self.store = folder, folder / "store"
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (ROOT / name).exists():
+                shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(tiny_model, folder / "tiny-model")
+        shutil.copy(PACED / "paced.py", folder / "scripts/backends/paced.py")
+        shutil.copy(PACED / "paced_server.py", folder / "scripts/servers/paced_server.py")
+        self.configure()
+
+    def configure(self, **changes: Any) -> None:
+        """Write config.yaml: the tests' experiment with these top-level keys changed."""
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"SHOWDOWN_STORE": str(self.store), "PYTHONDONTWRITEBYTECODE": ""}
+
+    def snakemake(self, *arguments: str, fails: bool = False) -> str:
+        """Run snakemake in the checkout and give all it printed."""
+        done = subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300)
+        said = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, said
+        return said
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs that a run would do now: rule -> count."""
+        lines = self.snakemake("--dry-run", "report", *arguments).splitlines()
+        if "Job stats:" not in lines:
+            return {}
+        found = {}
+        for line in lines[lines.index("Job stats:") + 3 :]:
+            name, _, count = line.partition(" ")
+            if name in ("", "total"):
+                break
+            found[name] = int(count)
+        return found
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """Every cell.json by the cell's path."""
+        base = self.folder / "results/measure"
+        return {str(path.parent.relative_to(base)): json.loads(path.read_text()) for path in sorted(base.rglob("cell.json"))}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, tiny_model: Path) -> Checkout:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    return Checkout(folder, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def free() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return free
+
+
+@pytest.fixture(scope="session")
+def paced_server(free_port: Callable[[], int]) -> Callable[..., AbstractContextManager[str]]:
+    """Start the paced server in a process of its own; gives its URL."""
+
+    @contextmanager
+    def start(*arguments: str) -> Iterator[str]:
+        port = free_port()
+        process = subprocess.Popen([sys.executable, str(PACED / "paced_server.py"), "--port", str(port), *arguments], stdout=subprocess.DEVNULL)
+        try:
+            for _ in range(100):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}/v1/chat/completions"
+        finally:
+            process.kill()
+            process.wait()
+
+    return start

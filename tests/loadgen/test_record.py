@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from loadgen import record
+
+
+def written(path: Path, count: int) -> list[record.Record]:
+    made = [record.Record(number, 0, "load", 1, 100, sent_ns=101, outcome="complete", read_ns=[5, 6], read_bytes=[1, 2], body=b"abc") for number in range(count)]
+    with record.writing(path) as writer:
+        for one in made:
+            writer.put(one)
+    return made
+
+
+def test_what_is_put_is_read_back(tmp_path: Path) -> None:
+    [made] = written(tmp_path / "r.arrow", 1)
+
+    found = record.read(tmp_path / "r.arrow")
+
+    assert list(found.columns) == record.SCHEMA.names
+    for name in ("user", "sent_ns", "outcome", "body"):
+        assert found[name][0] == getattr(made, name)
+    assert found.read_ns[0].tolist() == made.read_ns
+    assert found.headers_ns.isna().all()
+
+
+def test_records_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "r.arrow"
+    with record.writing(path) as writer:
+        writer.put(record.Record(0, 0, "load", 0, 1))
+        deadline = time.monotonic() + 10
+        while len(record.read(path)) == 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(record.read(path)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 7, 100])
+def test_a_stream_cut_short_gives_what_came_before(tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FLUSH_S", 0.05)
+    path = tmp_path / "r.arrow"
+    with record.writing(path) as writer:
+        for number in range(2):
+            writer.put(record.Record(number, 0, "load", 0, 1))
+            time.sleep(0.3)
+    whole = path.read_bytes()
+    end_of_stream = 8
+    path.write_bytes(whole[: len(whole) - end_of_stream - cut])
+
+    assert record.read(path).user.tolist() == [0]
+
+
+def test_a_full_disk_is_told_to_whoever_closes(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), record.writing(Path("/dev/full")) as writer:
+        writer.put(record.Record(0, 0, "load", 0, 1, body=b"x" * 100_000))

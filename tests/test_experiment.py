@@ -1,0 +1,151 @@
+"""Bad configuration: one clear line each, before any work starts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import experiment
+from spec import Cell, from_json, to_json
+
+ROOT = Path(__file__).parent.parent
+DEFAULT: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The default configuration with one thing changed; `path` is dotted, numbers index lists, '-' appends."""
+    config = copy.deepcopy(DEFAULT)
+    *way, last = path.split(".")
+    place: Any = config
+    for step in way:
+        place = place[int(step)] if isinstance(place, list) else place[step]
+    if last == "-":
+        place.append(value)
+    elif value is None:
+        del place[int(last) if isinstance(place, list) else last]
+    else:
+        place[int(last) if isinstance(place, list) else last] = value
+    return config
+
+
+BAD = [
+    ("foo", 1, "unknown key 'foo'"),
+    ("backends.1.optoins", {}, "backends[1]: unknown key 'optoins'; did you mean 'options'?"),
+    ("models.0.repo_id", "a/b", "models[0]: unknown key 'repo_id'"),
+    ("workloads.0.prompts.repo_id", "a/b", "workloads[0].prompts: unknown key 'repo_id'"),
+    ("seed", "x", "seed: 'x' is not of type 'integer'"),
+    ("concurrencies", [0], "concurrencies[0]: 0 is less than the minimum of 1"),
+    ("concurrencies", [2, 2], "concurrencies: [2, 2] has non-unique elements"),
+    ("concurrencies", [], "concurrencies"),
+    ("concurrencies", [64], "server.max_sequences: 8 is less than the largest of concurrencies, 64"),
+    ("load.window_s", 0, "load.window_s: 0 is less than or equal to the minimum of 0"),
+    ("models.0.gguf", None, "models[0]: 'gguf' is a required property"),
+    ("models.0.source", "torrent", "models[0].source: 'torrent' is not one of ['package', 'hub', 'folder', 'random']"),
+    ("models.0.name", "a/b", "models[0].name: 'a/b' does not match"),
+    ("models.0.name", "-a", "models[0].name: '-a' does not match"),
+    ("backends.-", {"name": "vllm"}, "backends: the name 'vllm' stands 2 times"),
+    ("backends.0.adapter", "openvno", "backends[0].adapter: there is no backend 'openvno'; there are: llamacpp, openvino"),
+    ("backends.0.options", {"x": 1}, "backends[0].options: llamacpp has no option 'x'; it has: prefix_cache"),
+    ("backends.2.options", {"kv_cache_gib": "a"}, "backends[2].options.kv_cache_gib: 'a' is not of type int"),
+    ("backends.0.quantizations", ["awq"], "backends[0].quantizations: there is no quantization 'awq'; there are: none"),
+    ("quantizations.-", {"name": "q8", "method": "gguf", "type": "Q8_0"}, "backends[2]: vllm cannot serve the quantization 'q8' (method gguf); it serves: none"),
+    ("quantizations.-", {"name": "q8", "method": "gguf"}, "quantizations[1]: 'type' is a required property"),
+    ("workloads.0.prompts.path", "nowhere.jsonl", "workloads[0].prompts.path: there is no file nowhere.jsonl"),
+    ("workloads.0.prompts.path", "/dev/null", "workloads[0].prompts.path: there is no file /dev/null"),
+    ("workloads.0.prompts.min_tokens", 500, "workloads[0].prompts.min_tokens: 500 is more than max_tokens"),
+    ("models.0", {"name": "m", "source": "folder", "path": "nowhere"}, "models[0].path: there is no folder nowhere"),
+    ("models.0", {"name": "m", "source": "folder", "path": "scripts"}, "models[0].path: scripts has no config.json; name a Hugging Face folder"),
+    (
+        "models.0",
+        {"name": "m", "source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "folder", "path": "x"}}},
+        "models[0].tokenizer.source: random weights need a real tokenizer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[f"{path}={str(value)[:20]}" for path, value, _ in BAD])
+def test_bad_input_names_file_key_and_remedy(path: str, value: Any, message: str) -> None:
+    with pytest.raises(experiment.ConfigError) as caught:
+        experiment.load(changed(path, value), "my.yaml")
+
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith("my.yaml: ") and message in line for line in lines), lines
+
+
+def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("\n \n")
+
+    with pytest.raises(experiment.ConfigError, match=r"none\.jsonl is empty; it must hold one JSON object a line"):
+        experiment.load(changed("workloads.0.prompts.path", str(tmp_path / "none.jsonl")))
+
+
+def test_every_problem_is_told_at_once() -> None:
+    config = changed("seed", "x")
+    config["concurrencies"] = [0]
+
+    with pytest.raises(experiment.ConfigError) as caught:
+        experiment.load(config)
+
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_default_is_three_backends_at_two_concurrencies() -> None:
+    cells = list(experiment.load(copy.deepcopy(DEFAULT)).cells())
+
+    assert {cell.backend.name for cell in cells} == {"llamacpp", "openvino", "vllm"}
+    assert len({cell.concurrency for cell in cells}) == 2
+    assert len({cell.path for cell in cells}) == len(cells) == 6
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_can_be_planned(file: Path) -> None:
+    assert list(experiment.load(DEFAULT | yaml.safe_load(file.read_text()), file.name).cells())
+
+
+def test_a_cell_survives_its_json() -> None:
+    for cell in experiment.load(copy.deepcopy(DEFAULT)).cells():
+        import json
+
+        assert from_json(Cell, json.loads(to_json(cell))) == cell
+
+
+def test_the_order_of_keys_changes_no_specification() -> None:
+    backwards = {key: DEFAULT[key] for key in reversed(DEFAULT)}
+    backwards["models"] = [dict(reversed(entry.items())) for entry in DEFAULT["models"]]
+
+    assert [to_json(cell) for cell in experiment.load(copy.deepcopy(DEFAULT)).cells()] == [to_json(cell) for cell in experiment.load(backwards).cells()]
+
+
+def test_a_model_folder_is_known_by_content_not_by_time(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 5_000_000)
+    before = experiment.folder_sha256(tmp_path)
+    (tmp_path / "a").touch()
+    assert experiment.folder_sha256(tmp_path) == before
+    (tmp_path / "a").write_bytes(b"x" * 4_999_999 + b"y")
+    assert experiment.folder_sha256(tmp_path) != before
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = yaml.safe_load(experiment.SCHEMA.read_text())
+    assert schema["additionalProperties"] is False
+
+    def undescribed(part: Any, where: str) -> list[str]:
+        found = []
+        if isinstance(part, dict):
+            for name, entry in (part.get("properties") or {}).items():
+                if isinstance(entry, dict) and not ({"description", "$ref", "const"} & set(entry)):
+                    found.append(f"{where}.{name}")
+            for name, entry in part.items():
+                if name != "if":
+                    found += undescribed(entry, f"{where}.{name}")
+        elif isinstance(part, list):
+            for entry in part:
+                found += undescribed(entry, where)
+        return found
+
+    assert undescribed(schema, "") == []
