@@ -5,17 +5,20 @@ rule build:
     OUTPUTS: manifest: the engine
     """
     input:
-        weights=ancient("<results>/quantize/{model}/{quantization}.json"),
-        environment=lambda w: ancient(f"<results>/environment/{plan.environment_of(w.backend)}.json"),
+        weights=lambda w: upstream(
+            plan.build(**w), plan.quantize(w.model, w.quantization)
+        ),
+        environment=lambda w: upstream(plan.build(**w), plan.environment_of(w.backend)),
+        again=lambda w: plan.build(**w).again,
     output:
         "<results>/build/{model}/{quantization}/{backend}.json",
     log:
         "<results>/logs/build/{model}/{quantization}/{backend}.log",
+    resources:
+        gpu=1,
     params:
         spec=lambda w: plan.build(w.model, w.quantization, w.backend).spec,
         code=lambda w: plan.build(w.model, w.quantization, w.backend).code,
-    resources:
-        gpu=1,
     message:
         "Building what {wildcards.backend} serves"
     shell:

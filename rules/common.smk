@@ -30,8 +30,14 @@ shell.prefix(
     + "; "
 )
 
+
+def upstream(job, *needed):
+    """What a job needs, as its input. A job whose own key stands is run again by none of it, however often that is made."""
+    return [ancient(str(n.path)) if job.settled else str(n.path) for n in needed]
+
+
 if workflow.is_main_process:
-    planning.recheck(Path(plan.experiment.results))
+    plan.recheck()
 
 
 pathvars:

@@ -5,7 +5,10 @@ rule download:
     OUTPUTS: manifest: forms of the model, files, hashes, where the bytes lie
     """
     input:
-        environment=lambda w: ancient(expand("<results>/environment/{environment}.json", environment=plan.converter_of(w.model))),
+        environment=lambda w: upstream(
+            plan.download(w.model), *plan.converter_of(w.model)
+        ),
+        again=lambda w: plan.download(w.model).again,
     output:
         "<results>/download/{model}.json",
     log:
@@ -13,7 +16,9 @@ rule download:
     params:
         spec=lambda w: plan.download(w.model).spec,
         code=lambda w: plan.download(w.model).code,
-        environment=lambda w, input: f"--environment {input.environment}" if input.environment else "",
+        environment=lambda w, input: (
+            f"--environment {input.environment}" if input.environment else ""
+        ),
     message:
         "Fetching the model {wildcards.model}"
     shell:
@@ -27,8 +32,11 @@ rule prompts:
     OUTPUTS: manifest: the chosen prompts, how many were offered, their lengths
     """
     input:
-        model=ancient("<results>/download/{model}.json"),
+        model=lambda w: upstream(
+            plan.prompts(w.model, w.workload), plan.download(w.model)
+        ),
         source=lambda w: ancient(plan.prompt_file(w.workload)),
+        again=lambda w: plan.prompts(w.model, w.workload).again,
     output:
         "<results>/prompts/{model}/{workload}.json",
     log:

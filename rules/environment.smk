@@ -4,6 +4,8 @@ rule environment:
     REQUIRED INPUTS: envs/{environment}.txt, which the specification names by its hash
     OUTPUTS: manifest: the interpreter's path, the installed versions
     """
+    input:
+        again=lambda w: plan.environment(w.environment).again,
     output:
         "<results>/environment/{environment}.json",
     log:

@@ -5,20 +5,24 @@ rule measure:
     OUTPUTS: cell.json: the course of the run or the reason of its failure; beside it records.arrow, the raw facts
     """
     input:
-        engine=ancient("<results>/build/{model}/{quantization}/{backend}.json"),
-        prompts=ancient("<results>/prompts/{model}/{workload}.json"),
-        environment=lambda w: ancient(f"<results>/environment/{plan.environment_of(w.backend)}.json"),
-        again=lambda w: planning.again(plan.experiment.results, CELL.format(**w)),
+        engine=lambda w: upstream(
+            plan.measure(**w), plan.build(w.model, w.quantization, w.backend)
+        ),
+        prompts=lambda w: upstream(plan.measure(**w), plan.prompts(w.model, w.workload)),
+        environment=lambda w: upstream(
+            plan.measure(**w), plan.environment_of(w.backend)
+        ),
+        again=lambda w: plan.measure(**w).again,
     output:
         f"<results>/measure/{CELL}/cell.json",
     log:
         f"<results>/logs/measure/{CELL}/measure.log",
-    params:
-        spec=lambda w: plan.measure(**w).spec,
-        code=lambda w: plan.measure(**w).code,
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        spec=lambda w: plan.measure(**w).spec,
+        code=lambda w: plan.measure(**w).code,
     message:
         "Measuring {wildcards.backend} with {wildcards.concurrency} users ({wildcards.model}, {wildcards.quantization}, {wildcards.workload}, trial {wildcards.trial})"
     shell:

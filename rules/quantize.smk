@@ -5,7 +5,10 @@ rule quantize:
     OUTPUTS: manifest: the quantized weights, or the model itself for the method none
     """
     input:
-        model=ancient("<results>/download/{model}.json"),
+        model=lambda w: upstream(
+            plan.quantize(w.model, w.quantization), plan.download(w.model)
+        ),
+        again=lambda w: plan.quantize(w.model, w.quantization).again,
     output:
         "<results>/quantize/{model}/{quantization}.json",
     log:

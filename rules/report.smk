@@ -9,8 +9,14 @@ rule report:
     OUTPUTS: report.html (one file, no network), report.md, summary.csv
     """
     input:
-        summaries=[f"<results>/summarize/{cell.path}/summary.json" for cell in plan.experiment.cells()],
-        pages=[str(SCRIPTS.parent / "report" / name) for name in ("report.html.j2", "report.md.j2", "style.css")],
+        summaries=[
+            f"<results>/summarize/{cell.path}/summary.json"
+            for cell in plan.experiment.cells()
+        ],
+        pages=[
+            str(SCRIPTS.parent / "report" / name)
+            for name in ("report.html.j2", "report.md.j2", "style.css")
+        ],
     output:
         html="<results>/report.html",
         markdown="<results>/report.md",

@@ -7,7 +7,7 @@ rule summarize:
     input:
         cell=f"<results>/measure/{CELL}/cell.json",
         evaluation=f"<results>/evaluate/{CELL}/evaluation.json",
-        model=ancient("<results>/download/{model}.json"),
+        model=lambda w: upstream(plan.download(w.model), plan.download(w.model)),
     output:
         f"<results>/summarize/{CELL}/summary.json",
     log:

@@ -14,6 +14,7 @@ from pathlib import Path
 PLUMBING = {"job.py", "store.py", "manifest.py", "failure.py", "spec.py"}
 
 
+@cache
 def code(scripts: Path, *names: str) -> str:
     """Hash of the named files (relative to `scripts`) and of all they import from there: 16 hex digits."""
     files = sorted({path for name in names for path in sources(scripts, (scripts / name).resolve()) if path.name not in PLUMBING})

@@ -23,6 +23,7 @@ import uvloop
 
 import backends
 import job
+import store
 import telemetry
 from failure import Failure
 from loadgen import client, drive, record, schedule
@@ -155,7 +156,13 @@ def main() -> None:
     args = job.arguments(__doc__, "engine", "environment", "prompts")
     cell: Cell = from_json(Cell, args.spec["cell"])
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"spec": args.spec, "code": args.code, "host": telemetry.host(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    result: dict[str, Any] = {
+        "key": store.key(args.spec, args.code),
+        "spec": args.spec,
+        "code": args.code,
+        "host": telemetry.host(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
     result["clock"] = {"perf_counter_ns": perf_counter_ns(), "unix_ns": time.time_ns()}
     log.info("%s: starting", cell.path)
     failed = job.classified(lambda: measure(cell, args, result), args.output.parent)

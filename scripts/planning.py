@@ -14,28 +14,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import fingerprint
 import store
 from experiment import CONVERTER, Experiment, environment, locate
 from failure import RETRIED
 from manifest import Manifest
-from spec import to_json
+from spec import Cell, to_json
 
-PREPARING = ("environment", "download", "prompts", "quantize", "build")
 PIPELINE = "pipeline"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Identity of what a job makes: `spec` as sorted JSON, `code` as a fingerprint."""
+    """One job: the file it writes, `spec` as sorted JSON, `code` as a fingerprint. Both make its key."""
 
+    path: Path
     spec: str
     code: str
 
     @property
     def key(self) -> str:
         return store.key(json.loads(self.spec), self.code)
+
+    @property
+    def settled(self) -> bool:
+        """Whether what it wrote is there and tells of this very key."""
+        return self.path.exists() and json.loads(self.path.read_text())["key"] == self.key
+
+    @property
+    def again(self) -> list[str]:
+        """The file whose change makes Snakemake run the job again, if there ever was a reason (`recheck`)."""
+        return [f"{self.path}.again"] if Path(f"{self.path}.again").exists() else []
+
+    def redo(self, reason: str) -> None:
+        print(f"{self.path}: to be made again: {reason}", file=sys.stderr)
+        Path(f"{self.path}.again").write_text(f"{time.time_ns()} {reason}\n")
 
 
 @dataclass
@@ -44,6 +59,10 @@ class Plan:
 
     experiment: Experiment
     scripts: Path
+
+    @property
+    def results(self) -> Path:
+        return Path(self.experiment.results)
 
     def code(self, *files: str) -> str:
         return fingerprint.code(self.scripts, *files)
@@ -54,26 +73,26 @@ class Plan:
         used = {backend.environment.name or PIPELINE for backend in self.experiment.backends.values()}
         return sorted(used | ({CONVERTER} if any(model.converter for model in self.experiment.models.values()) else set()))
 
-    def environment_of(self, backend: str) -> str:
-        return self.experiment.backends[backend].environment.name or PIPELINE
-
-    def converter_of(self, model: str) -> list[str]:
-        """The environment that makes the model's checkpoint, if one is needed."""
-        return [CONVERTER] if self.experiment.models[model].converter else []
-
     def environment(self, name: str) -> Job:
         """A lock fixes every byte, so the code that installs it is left out."""
-        if name == PIPELINE:
-            return Job(to_json({"interpreter": sys.executable}), "")
-        return Job(to_json(environment(name)), "")
+        spec = {"interpreter": sys.executable} if name == PIPELINE else environment(name)
+        return Job(self.results / f"environment/{name}.json", to_json(spec), "")
+
+    def environment_of(self, backend: str) -> Job:
+        return self.environment(self.experiment.backends[backend].environment.name or PIPELINE)
+
+    def converter_of(self, model: str) -> list[Job]:
+        """The environment that makes the model's checkpoint, if one is needed."""
+        return [self.environment(CONVERTER)] if self.experiment.models[model].converter else []
 
     def download(self, model: str) -> Job:
         made = self.experiment.models[model]
-        return Job(to_json({"weights": made.weights, "converter": made.converter}), self.code("download.py", "checkpoints/from_gguf.py", "checkpoints/random_weights.py"))
+        spec = {"weights": made.weights, "converter": made.converter}
+        return Job(self.results / f"download/{model}.json", to_json(spec), self.code("download.py", "checkpoints/from_gguf.py", "checkpoints/random_weights.py"))
 
     def prompts(self, model: str, workload: str) -> Job:
         spec = {"model": self.download(model).key, "prompts": self.experiment.workloads[workload].prompts, "seed": self.experiment.config["seed"]}
-        return Job(to_json(spec), self.code("prompts.py"))
+        return Job(self.results / f"prompts/{model}/{workload}.json", to_json(spec), self.code("prompts.py"))
 
     def prompt_file(self, workload: str) -> list[str]:
         """The local file of a workload's prompts, if they come from one."""
@@ -82,19 +101,22 @@ class Plan:
 
     def quantize(self, model: str, quantization: str) -> Job:
         spec = {"model": self.download(model).key, "quantization": self.experiment.quantizations[quantization]}
-        return Job(to_json(spec), self.code("quantize.py"))
+        return Job(self.results / f"quantize/{model}/{quantization}.json", to_json(spec), self.code("quantize.py"))
 
     def build(self, model: str, quantization: str, backend: str) -> Job:
         spec = {"weights": self.quantize(model, quantization).key, "backend": self.experiment.backends[backend]}
-        return Job(to_json(spec), self.code("build.py", *self.adapter(backend)))
+        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.code("build.py", *self.adapter(backend)))
 
-    def measure(self, model: str, quantization: str, backend: str, workload: str, concurrency: str, trial: str) -> Job:
-        spec = {
-            "cell": self.experiment.cell(model, quantization, backend, workload, concurrency, trial),
-            "engine": self.build(model, quantization, backend).key,
-            "prompts": self.prompts(model, workload).key,
-        }
-        return Job(to_json(spec), self.code("measure.py", "runtime/supervise.py", *self.adapter(backend)))
+    def measure(self, model: str, quantization: str, backend: str, workload: str, concurrency: str | int, trial: str | int) -> Job:
+        cell = self.experiment.cell(model, quantization, backend, workload, concurrency, trial)
+        spec = {"cell": cell, "engine": self.build(model, quantization, backend).key, "prompts": self.prompts(model, workload).key}
+        return Job(self.results / f"measure/{cell.path}/cell.json", to_json(spec), self.code("measure.py", "runtime/supervise.py", *self.adapter(backend)))
+
+    def prepared_for(self, cell: Cell) -> list[Job]:
+        """Every preparing job that a cell's measurement rests on."""
+        model, quantization, backend = cell.model.name, cell.quantization.name, cell.backend.name
+        made = [self.download(model), self.prompts(model, cell.workload.name), self.quantize(model, quantization), self.build(model, quantization, backend)]
+        return [*self.converter_of(model), self.environment_of(backend), *made]
 
     def adapter(self, backend: str) -> list[str]:
         """The files of one backend."""
@@ -102,43 +124,40 @@ class Plan:
         files = [f"backends/{name}.py", f"servers/{name}_server.py"]
         return [file for file in files if (self.scripts / file).is_file()]
 
+    def recheck(self) -> None:
+        """See that old results still stand; what does not is made again, and a line says why.
+
+        A cell is measured again if it failed for the machine rather than for its server (failure.RETRIED), or if its
+        records are gone. What was prepared is made again if it failed or if its bytes are gone or changed, but only where
+        a cell is to be measured with it. Old results stay until the new ones are there.
+        """
+        needed: dict[Path, Job] = {}
+        for cell in self.experiment.cells():
+            job = self.measure(cell.model.name, cell.quantization.name, cell.backend.name, cell.workload.name, cell.concurrency, cell.trial)
+            old = json.loads(job.path.read_text()) if job.path.exists() else None
+            reason = unfit(old, job.path) if old else None
+            if reason:
+                job.redo(reason)
+            if reason or not job.settled:
+                needed |= {made.path: made for made in self.prepared_for(cell)}
+        for made in needed.values():
+            if made.settled:
+                manifest = Manifest.load(made.path)
+                reason = manifest.failure["reason"] if manifest.failure else store.lost(manifest)
+                if reason:
+                    made.redo(reason)
+
+
+def unfit(cell: dict[str, Any], path: Path) -> str | None:
+    """Why a measured cell does not stand, if it does not."""
+    if cell["failure"]:
+        return str(cell["failure"]["reason"]) if RETRIED[cell["failure"]["kind"]] else None
+    records = path.with_name(cell["records"]["path"])
+    if not records.is_file() or records.stat().st_size != cell["records"]["bytes"]:
+        return "its records are gone or have another length"
+    return None
+
 
 def any_of(names: Iterable[str]) -> str:
     """A pattern for a wildcard that matches exactly these names."""
     return "|".join(sorted({re.escape(name) for name in names}))
-
-
-def recheck(results: Path) -> None:
-    """See that old results still stand; what does not is made again, and a line says why.
-
-    A preparation that failed, or whose bytes are gone or changed, loses its manifest: whoever needs it makes it again. A
-    cell that failed for the machine rather than for its server (failure.RETRIED), or whose records are gone, gets a new
-    `again` file: an input that makes Snakemake measure it, while its old results stay until the new ones are there.
-    """
-    for path in (path for stage in PREPARING for path in sorted((results / stage).rglob("*.json"))):
-        manifest = Manifest.load(path)
-        reason = manifest.failure["reason"] if manifest.failure else store.lost(manifest)
-        if reason:
-            tell(path, reason)
-            path.unlink()
-    for path in sorted((results / "measure").rglob("cell.json")):
-        cell = json.loads(path.read_text())
-        records = path.with_name(cell["records"]["path"]) if "records" in cell else None
-        if cell["failure"] and RETRIED[cell["failure"]["kind"]]:
-            reason = cell["failure"]["reason"]
-        elif records and not (records.is_file() and records.stat().st_size == cell["records"]["bytes"]):
-            reason = "its records are gone or have another length"
-        else:
-            continue
-        tell(path, reason)
-        path.with_name("again").write_text(f"{time.time_ns()} {reason}\n")
-
-
-def again(results: str, cell: str) -> list[str]:
-    """The cell's `again` file, if it was ever to be measured again."""
-    path = Path(results, "measure", cell, "again")
-    return [str(path)] if path.exists() else []
-
-
-def tell(path: Path, reason: str) -> None:
-    print(f"{path}: to be made again: {reason}", file=sys.stderr)

@@ -136,7 +136,16 @@ def preparation(results: Path, planned: experiment.Experiment, rows: list[dict[s
         for path in sorted((results / stage).rglob("*.json")):
             manifest = Manifest.load(path)
             name = str(path.relative_to(results / stage).with_suffix(""))
-            found.append({"stage": stage, "name": name, "seconds": manifest.duration_s, "bytes": manifest.bytes, "memory": manifest.peak_memory_bytes, "failure": manifest.failure})
+            found.append(
+                {
+                    "stage": stage,
+                    "name": name,
+                    "seconds": manifest.duration_s,
+                    "bytes": manifest.bytes if Path(manifest.path).is_relative_to(manifest.entry) else None,
+                    "memory": manifest.peak_memory_bytes,
+                    "failure": manifest.failure,
+                }
+            )
     return found
 
 
@@ -211,7 +220,7 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "models": planned.config["models"],
         "config": planned.config,
         "config_text": yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True),
-        "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files)]),
+        "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files if name != "config.yaml")]),
         "preparation": preparation(results, planned, rows),
         "starts": starts(rows),
         "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),

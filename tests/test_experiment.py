@@ -62,7 +62,12 @@ BAD = [
     ("models.0", {"name": "m", "source": "folder", "path": "scripts"}, "models[0].path: scripts has no config.json; name a Hugging Face folder"),
     (
         "models.0",
-        {"name": "m", "source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "folder", "path": "x"}}},
+        {
+            "name": "m",
+            "source": "random",
+            "architecture": {"model_type": "llama", "vocab_size": 9},
+            "tokenizer": {"source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "folder", "path": "x"}},
+        },
         "models[0].tokenizer.source: random weights need a real tokenizer",
     ),
 ]

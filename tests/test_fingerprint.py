@@ -24,8 +24,8 @@ def scripts(tmp_path: Path) -> Path:
 
 
 def code(scripts: Path) -> str:
-    fingerprint.sources.cache_clear()
-    fingerprint.normalized.cache_clear()
+    for function in (fingerprint.code, fingerprint.sources, fingerprint.normalized):
+        function.cache_clear()
     return fingerprint.code(scripts, "measure.py", "backends/vllm.py")
 
 

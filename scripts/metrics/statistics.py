@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 Values = Sequence[float] | npt.NDArray[np.float64]
@@ -36,15 +36,16 @@ def median_interval(values: Values) -> tuple[float, float] | None:
     """
     if len(values) < 6:
         return None
-    low = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(values), 0.5))
+    at_most = special.bdtr(np.arange(len(values) + 1), len(values), 0.5)
+    low = int(np.searchsorted(at_most, (1 - CONFIDENCE) / 2))
     ordered = np.sort(values)
     return float(ordered[max(0, low - 1)]), float(ordered[min(len(values) - 1, len(values) - low)])
 
 
 def mean_interval(values: Values) -> tuple[float, float] | None:
-    """Student's t interval of a mean; None below 3 values."""
+    """Student's t interval of the mean of values that cannot be negative; None below 3 values."""
     if len(values) < 3:
         return None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / math.sqrt(len(values)))
     mean = float(np.mean(values))
-    return mean - half, mean + half
+    return max(0.0, mean - half), mean + half

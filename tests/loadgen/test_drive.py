@@ -26,7 +26,9 @@ async def forever() -> None:
     await asyncio.sleep(3600)
 
 
-def run(url: str, users: int, window_s: float = 2.0, ramp_s: float = 0.3, timeout_s: float = 5.0, rest_s: float = 0.0, watch: Any = forever) -> tuple[list[record.Record], drive.Course, list[str]]:
+def run(
+    url: str, users: int, window_s: float = 2.0, ramp_s: float = 0.3, timeout_s: float = 5.0, rest_s: float = 0.0, watch: Any = forever
+) -> tuple[list[record.Record], drive.Course, list[str]]:
     records: list[record.Record] = []
     lines: list[str] = []
     plan = schedule.closed_loop(users, ramp_s, len(BODIES), seed=1)

@@ -33,7 +33,7 @@ def test_records_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
     with record.writing(path) as writer:
         writer.put(record.Record(0, 0, "load", 0, 1))
         deadline = time.monotonic() + 10
-        while len(record.read(path)) == 0 and time.monotonic() < deadline:
+        while not (path.exists() and len(record.read(path))) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(record.read(path)) == 1
 

@@ -45,7 +45,7 @@ def test_median_interval_covers_as_often_as_it_says() -> None:
 
 
 def test_mean_interval_is_students() -> None:
-    # mean 2, s = 1, n = 3: t(0.975, 2) = 4.3027, half = 4.3027 / sqrt(3)
-    low, high = mean_interval([1, 2, 3]) or (0, 0)
-    assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    # mean 12, s = 1, n = 3: t(0.975, 2) = 4.3027, half = 4.3027 / sqrt(3)
+    assert mean_interval([11, 12, 13]) == pytest.approx((12 - 2.4841, 12 + 2.4841), abs=1e-3)
+    assert mean_interval([1, 2, 3]) == pytest.approx((0, 2 + 2.4841), abs=1e-3), "a rate is not negative"
     assert mean_interval([1, 2]) is None

@@ -36,7 +36,9 @@ def none_left(checkout: Checkout, within_s: float = 20) -> bool:
 
 
 def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(checkout.command("report", *arguments), cwd=checkout.folder, env=checkout.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        checkout.command("report", *arguments), cwd=checkout.folder, env=checkout.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def assert_whole(checkout: Checkout) -> None:

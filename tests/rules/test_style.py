@@ -26,11 +26,7 @@ def test_lint_is_clean_but_for_what_is_waived() -> None:
     findings = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
 
     left = [
-        f"{rule['for'].get('name')}: {finding['title']}"
-        for part in findings.values()
-        for rule in part
-        for finding in (rule.get("lints") or [])
-        if finding["title"] not in WAIVED
+        f"{rule['for'].get('name')}: {finding['title']}" for part in findings.values() for rule in part for finding in (rule.get("lints") or []) if finding["title"] not in WAIVED
     ]
     assert left == []
 

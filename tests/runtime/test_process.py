@@ -88,7 +88,9 @@ def test_a_killed_job_takes_its_server_along(tmp_path: Path, number: signal.Sign
         """
     )
     scripts = str(Path(process.__file__).parent.parent)
-    with subprocess.Popen([sys.executable, "-c", job], cwd=tmp_path, env=os.environ | {"PYTHONPATH": scripts}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", job], cwd=tmp_path, env=os.environ | {"PYTHONPATH": scripts}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as running:
         assert running.stdout
         left = [int(pid) for pid in running.stdout.readline().split()]
         assert len(left) == 3
