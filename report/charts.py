@@ -43,6 +43,20 @@ def by_concurrency(rows: list[dict[str, Any]], backends: list[str], title: str, 
     """Bars by concurrency, a colour a backend, with 95 % intervals. Rows: backend, users, value, low, high (may be None)."""
     x = {"field": "users", "type": "ordinal", "title": "concurrent users", "axis": {"labelAngle": 0}}
     offset = {"xOffset": {"field": "backend", "sort": backends}}
+    bars = {
+        "mark": {"type": "bar", "cornerRadiusEnd": 2},
+        "encoding": {
+            "y": {"field": "value", "type": "quantitative", "title": unit},
+            "color": colour(backends),
+            "tooltip": [{"field": name} for name in ("backend", "users")] + [{"field": name, "format": ".1f"} for name in ("value", "low", "high")],
+        },
+    }
+    intervals = {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "rule", "strokeWidth": 1.5, "color": "#777"},
+        "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
+    }
+    known = any(row["low"] is not None for row in rows)
     return {
         "$schema": SCHEMA,
         "title": title,
@@ -50,21 +64,7 @@ def by_concurrency(rows: list[dict[str, Any]], backends: list[str], title: str, 
         "height": 240,
         "data": {"values": rows},
         "encoding": {"x": x, **offset},
-        "layer": [
-            {
-                "mark": {"type": "bar", "cornerRadiusEnd": 2},
-                "encoding": {
-                    "y": {"field": "value", "type": "quantitative", "title": unit},
-                    "color": colour(backends),
-                    "tooltip": [{"field": name} for name in ("backend", "users")] + [{"field": name, "format": ".1f"} for name in ("value", "low", "high")],
-                },
-            },
-            {
-                "transform": [{"filter": "isValid(datum.low)"}],
-                "mark": {"type": "rule", "strokeWidth": 1.5, "color": "#777"},
-                "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
-            },
-        ],
+        "layer": [bars, intervals] if known else [bars],
     }
 
 

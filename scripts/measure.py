@@ -34,6 +34,7 @@ from spec import Cell, from_json
 log = logging.getLogger(__name__)
 POLL_S = 0.1
 WATCH_S = 0.5
+RESERVE_BYTES = 32 << 10
 
 
 def serving(cell: Cell, engine: Manifest, environment: Manifest) -> backends.Serve:
@@ -152,6 +153,12 @@ def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
             result["records"] = {"path": records.name, "bytes": records.stat().st_size, "sha256": sha256(records)}
 
 
+def set_aside(reserve: Path) -> None:
+    """Keep room for the result, so that a full disk can still be told."""
+    with reserve.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+
+
 def main() -> None:
     args = job.arguments(__doc__, "engine", "environment", "prompts")
     cell: Cell = from_json(Cell, args.spec["cell"])
@@ -165,7 +172,9 @@ def main() -> None:
     }
     result["clock"] = {"perf_counter_ns": perf_counter_ns(), "unix_ns": time.time_ns()}
     log.info("%s: starting", cell.path)
-    failed = job.classified(lambda: measure(cell, args, result), args.output.parent)
+    reserve = args.output.with_name("reserve")
+    failed = job.classified(lambda: set_aside(reserve), args.output.parent) or job.classified(lambda: measure(cell, args, result), args.output.parent)
+    reserve.unlink(missing_ok=True)
     result["failure"] = failed.to_json() if failed else None
     write_json(args.output, result)
 

@@ -147,3 +147,18 @@ def paced_server(free_port: Callable[[], int]) -> Callable[..., AbstractContextM
             process.wait()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def converter() -> str:
+    """Interpreter of the environment that converts checkpoints, from the user's own store: installed once."""
+    import environment
+    import experiment
+    import store
+    from planning import Plan
+
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    job = Plan(experiment.load(config), ROOT / "scripts").environment(experiment.CONVERTER)
+    lock = environment.LOCKS / f"{experiment.CONVERTER}.txt"
+    made = store.obtain(store.root(), "environment", json.loads(job.spec), job.code, lambda folder: environment.install(lock, config["extra_index_url"], folder), hashed=False)
+    return str(made.facts["python"])

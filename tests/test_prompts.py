@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 import prompts
+from conftest import ROOT
 from failure import Failure
 from spec import Prompts
 

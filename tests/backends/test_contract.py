@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 import backends
+from conftest import ROOT
 from manifest import Manifest
 
 NAMES = backends.names()

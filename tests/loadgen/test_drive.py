@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -123,7 +124,7 @@ def test_a_rest_is_kept(paced_server: Paced) -> None:
         records, _, _ = run(url, users=1, window_s=1, rest_s=0.2)
 
     load = sorted((one for one in records if one.phase == "load" and one.done_ns and one.sent_ns), key=lambda one: one.turn)
-    assert all((b.sent_ns or 0) - (a.done_ns or 0) >= 0.2e9 for a, b in zip(load, load[1:], strict=False))
+    assert all((b.sent_ns or 0) - (a.done_ns or 0) >= 0.2e9 for a, b in itertools.pairwise(load))
 
 
 FAULTS = [("refuse", "http_error", "oops"), ("cut", "disconnected", "Error"), ("stall", "timeout", "0.5 s")]

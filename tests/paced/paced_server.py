@@ -64,7 +64,7 @@ class Server:
                 return
             if number == self.tokens // 2 and fault == "stall":
                 await asyncio.sleep(3600)
-            self.send(writer, {"choices": [{"index": 0, "delta": {"content": ("" if number == 0 else " ") + "word"}}], "sent_ns": time.perf_counter_ns()})
+            self.send(writer, {"choices": [{"index": 0, "delta": {"content": f" w{number}"}}], "sent_ns": time.perf_counter_ns()})
             due += self.gap_s * 1e9
         self.send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
         self.send(writer, {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": self.tokens, "total_tokens": 11 + self.tokens}})

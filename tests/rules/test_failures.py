@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import EXPERIMENT, Checkout
 
 FAST = {"concurrencies": [1], "load": {**EXPERIMENT["load"], "window_s": 0.6, "request_timeout_s": 1}}
@@ -23,6 +24,7 @@ def page(checkout: Checkout) -> str:
     return (checkout.folder / "results/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_every_way_a_server_fails_is_told_apart_while_the_others_finish(checkout: Checkout) -> None:
     """One run, one backend entry for each fault."""
     faults = {
@@ -50,6 +52,7 @@ def test_every_way_a_server_fails_is_told_apart_while_the_others_finish(checkout
     assert checkout.planned() == {}, "a server that failed will fail again: its cell is a result"
 
 
+@pytest.mark.slow
 def test_a_taken_port_fails_the_cell_and_is_tried_again(checkout: Checkout) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -70,6 +73,7 @@ def test_a_taken_port_fails_the_cell_and_is_tried_again(checkout: Checkout) -> N
     assert checkout.planned() == {}
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_cell_with_the_numbers(checkout: Checkout) -> None:
     """The cell's folder is a file system of 64 KiB."""
     cell = checkout.folder / "results/measure/tiny/none/paced/chat/c1/t1"
@@ -94,6 +98,7 @@ def corrupt_gguf(checkout: Checkout) -> None:
     (checkout.folder / "tiny-model/tiny.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing of the kind")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("harm", "words"), [(broken_model, "is not a whole safetensors file"), (corrupt_gguf, "tiny.gguf is not a whole GGUF file")])
 def test_a_broken_model_is_a_failed_cell_with_the_files_name(checkout: Checkout, harm: Any, words: str) -> None:
     checkout.configure(**FAST)
@@ -107,6 +112,7 @@ def test_a_broken_model_is_a_failed_cell_with_the_files_name(checkout: Checkout,
     assert words in page(checkout)
 
 
+@pytest.mark.slow
 def test_prompts_that_are_all_too_long_fail_their_cells(checkout: Checkout) -> None:
     prompts = {**EXPERIMENT["workloads"][0]["prompts"], "max_tokens": 3}
     checkout.configure(**FAST, workloads=[{**EXPERIMENT["workloads"][0], "prompts": prompts}])
@@ -134,10 +140,11 @@ def test_a_bad_configuration_starts_no_job(checkout: Checkout, change: dict[str,
     assert not (checkout.folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_escaped(checkout: Checkout) -> None:
     checkout.configure(**FAST)
     server = checkout.folder / "scripts/servers/paced_server.py"
-    server.write_text(server.read_text().replace('+ "word"', '+ "<script>alert(1)</script>"'))
+    server.write_text(server.read_text().replace('f" w{number}"', '"<script>alert(1)</script>"'))
 
     checkout.snakemake("report")
 
@@ -145,6 +152,7 @@ def test_what_a_model_says_is_escaped(checkout: Checkout) -> None:
     assert "&lt;script&gt;alert(1)" in page(checkout)
 
 
+@pytest.mark.slow
 def test_no_token_reaches_anything_that_is_written(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_do_not_write_me_down")
     checkout.configure(**FAST)

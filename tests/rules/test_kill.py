@@ -11,8 +11,8 @@ import time
 
 import psutil
 import pytest
-from conftest import EXPERIMENT, Checkout
 
+from conftest import EXPERIMENT, Checkout
 from runtime.process import OWNER
 
 
@@ -49,6 +49,7 @@ def assert_whole(checkout: Checkout) -> None:
     assert (checkout.folder / "results/report.html").read_text().rstrip().endswith("</html>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_while_a_server_runs(checkout: Checkout, number: signal.Signals) -> None:
     checkout.configure(load={**EXPERIMENT["load"], "window_s": 3})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import EXPERIMENT, Checkout
 
 CELL = {"measure": 1, "evaluate": 1, "summarize": 1}
@@ -60,15 +61,19 @@ def configure(**changes: object) -> Callable[[Checkout], None]:
     return lambda checkout: checkout.configure(**changes)
 
 
+# Each of these reruns nothing, so all of them together must rerun nothing.
+HARMLESS: list[Callable[[Checkout], None]] = [
+    append("scripts/loadgen/client.py", "# a remark\n"),  # a comment in the load generator
+    replace("scripts/measure.py", '"""Measure one cell', '"""Time one cell'),  # a docstring
+    append("scripts/backends/vllm.py", "X = 1\n"),  # another backend's file
+    append("scripts/servers/openvino_server.py", "X = 1\n"),  # another backend's server
+    append("scripts/store.py", "X = 1\n"),  # the store's code
+    append("rules/measure.smk", "# a remark\n"),  # a comment in a rule
+    lambda checkout: (checkout.folder / "config.yaml").write_text("\n".join(reordered(checkout))),
+]
+
 TABLE: list[tuple[str, Callable[[Checkout], None], dict[str, int]]] = [
-    ("nothing", lambda checkout: None, {}),
-    ("a comment in the load generator", append("scripts/loadgen/client.py", "# a remark\n"), {}),
-    ("a docstring", replace("scripts/measure.py", '"""Measure one cell', '"""Time one cell'), {}),
-    ("another backend's file", append("scripts/backends/vllm.py", "X = 1\n"), {}),
-    ("another backend's server", append("scripts/servers/openvino_server.py", "X = 1\n"), {}),
-    ("the store's code", append("scripts/store.py", "X = 1\n"), {}),
     ("the checks of the configuration", append("scripts/experiment.py", "X = 1\n"), {"report": 1}),
-    ("a comment in a rule", append("rules/measure.smk", "# a remark\n"), {}),
     ("this backend's file", append("scripts/backends/paced.py", "X = 1\n"), {"build": 1, **BOTH}),
     ("this backend's server", append("scripts/servers/paced_server.py", "X = 1\n"), {"build": 1, **BOTH}),
     ("the load generator", append("scripts/loadgen/client.py", "X = 1\n"), BOTH),
@@ -86,7 +91,6 @@ TABLE: list[tuple[str, Callable[[Checkout], None], dict[str, int]]] = [
     ("a note on the model", configure(models=[{**EXPERIMENT["models"][0], "note": "hello"}]), {"report": 1}),
     ("a longer window", configure(load={**EXPERIMENT["load"], "window_s": 2}), BOTH),
     ("an option of the backend", configure(backends=[{"name": "paced", "options": {"tokens": 9}}]), {"build": 1, **BOTH}),
-    ("keys in another order", lambda checkout: (checkout.folder / "config.yaml").write_text("\n".join(reordered(checkout))), {}),
 ]
 
 
@@ -101,6 +105,13 @@ def test_an_edit_reruns_exactly_these_jobs(edited: Checkout, edit: Callable[[Che
     edit(edited)
 
     assert edited.planned() == jobs
+
+
+def test_harmless_edits_rerun_nothing(edited: Checkout) -> None:
+    for edit in HARMLESS:
+        edit(edited)
+
+    assert edited.planned() == {}
 
 
 def test_a_second_run_does_nothing(finished: Checkout) -> None:

@@ -61,12 +61,18 @@ def test_leaving_the_block_stops_the_server(tmp_path: Path) -> None:
 
 def test_an_exception_stops_the_server_and_its_grandchildren(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "GRACE_S", 1)
-    with pytest.raises(KeyError), process.serve([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path) as server:
-        until_up(tmp_path / "log")
-        running = pids(server)
-        assert len(running) == 3
-        raise KeyError
+    running: list[int] = []
 
+    def load() -> None:
+        with process.serve([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path) as server:
+            until_up(tmp_path / "log")
+            running.extend(pids(server))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        load()
+
+    assert len(running) == 3
     assert gone(running, 1)
 
 

@@ -1,0 +1,131 @@
+"""The report in a real browser, and what it says of what was measured."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+import report
+from conftest import EXPERIMENT, Checkout
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Results of two backends, one of them unable to start, at two concurrencies."""
+    folder = tmp_path_factory.mktemp("reported") / "checkout"
+    folder.mkdir()
+    checkout = Checkout(folder, tiny_model)
+    checkout.configure(
+        backends=[{"name": "paced"}, {"name": "broken", "adapter": "paced", "options": {"fault": "no-start"}}],
+        models=[{**EXPERIMENT["models"][0], "note": "Weights of <no> use."}],
+        load={**EXPERIMENT["load"], "window_s": 5.1},
+        slo={"ttft_ms": 1000},
+    )
+    checkout.snakemake("report")
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: the report was not opened in a browser")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_charts_are_drawn_and_nothing_leaves_the_page(reported: Path, browser: Browser, scheme: Any, width: int) -> None:
+    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    address = (reported / "report.html").as_uri()
+
+    page.goto(address)
+    page.wait_for_selector("body[data-drawn]")
+
+    charts = page.locator(".chart")
+    assert charts.count() == 2 + 2 * 2
+    for number in range(charts.count()):
+        assert charts.nth(number).locator("svg path").count() > 3
+    assert complaints == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling of the page"
+
+
+def test_without_scripts_the_charts_are_pictures(reported: Path, browser: Browser) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto((reported / "report.html").as_uri())
+
+    pictures = page.locator(".chart img")
+    assert pictures.count() == 6
+    assert all(pictures.nth(number).bounding_box()["height"] > 100 for number in range(6))
+
+
+def test_the_page_says_what_happened(reported: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((reported / "report.html").as_uri())
+    text = page.inner_text("body")
+
+    assert "server_died" in text
+    assert "cannot start, as asked" in text
+    assert "Weights of <no> use." in text
+    assert "snakemake --cores 1 report" in text
+    assert "showdown.jsonl" in text
+    assert "With 2 users: most tokens from paced" in text
+
+
+def test_the_table_holds_every_cell(reported: Path) -> None:
+    with (reported / "summary.csv").open() as source:
+        rows = list(csv.DictReader(source))
+
+    assert [(row["backend"], row["users"], row["outcome"]) for row in rows] == [
+        ("paced", "1", "measured"),
+        ("paced", "2", "measured"),
+        ("broken", "1", "server_died"),
+        ("broken", "2", "server_died"),
+    ]
+    assert float(rows[1]["output_token_throughput"]) > float(rows[0]["output_token_throughput"]) > 0
+    # 30 ms to the first token, and no less
+    assert 30 <= float(rows[0]["ttft_p50_ms"]) < 60
+    assert rows[2]["output_token_throughput"] == ""
+
+
+def test_the_markdown_has_the_same_rows(reported: Path) -> None:
+    said = (reported / "report.md").read_text()
+
+    assert said.count("| paced |") == 3, "two cells and the starts"
+    assert "measure/" not in said
+    assert "server_died" in said
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([("a", 10, [9, 11]), ("b", 20, [19, 21])], "b"),
+        ([("a", 10, [9, 11]), ("b", 10.5, [9.5, 11.5])], "b (not distinguishable from a)"),
+        ([("a", 10, [9, 11]), ("b", 20, None)], "b (too few samples for an interval)"),
+        ([("a", 10, None), ("b", 20, [19, 21])], "b (not distinguishable from a)"),
+        ([("a", None, None)], ""),
+        ([], ""),
+    ],
+)
+def test_a_winner_is_named_with_those_it_cannot_be_told_from(entries: Any, said: str) -> None:
+    assert report.leaders(entries, best=max) == said
+
+
+def test_json_cannot_end_its_script_element() -> None:
+    assert "</script>" not in report.script_json({"a": "</script><script>alert(1)"})
