@@ -22,5 +22,5 @@ rule build:
     message:
         "Building what {wildcards.backend} serves"
     shell:
-        "python $scripts/build.py --spec {params.spec:q} --code {params.code} --weights {input.weights:q}"
+        'python "$scripts"/build.py --spec {params.spec:q} --code {params.code} --weights {input.weights:q}'
         " --environment {input.environment:q} --log {log:q} --output {output:q}"

@@ -16,13 +16,11 @@ rule download:
     params:
         spec=lambda w: plan.download(w.model).spec,
         code=lambda w: plan.download(w.model).code,
-        environment=lambda w, input: (
-            f"--environment {input.environment}" if input.environment else ""
-        ),
     message:
         "Fetching the model {wildcards.model}"
     shell:
-        "python $scripts/download.py --spec {params.spec:q} --code {params.code} --log {log:q} --output {output:q} {params.environment}"
+        'python "$scripts"/download.py --spec {params.spec:q} --code {params.code} --log {log:q} --output {output:q}'
+        " --environment {input.environment:q}"
 
 
 rule prompts:
@@ -44,9 +42,8 @@ rule prompts:
     params:
         spec=lambda w: plan.prompts(w.model, w.workload).spec,
         code=lambda w: plan.prompts(w.model, w.workload).code,
-        source=lambda w, input: f"--source {input.source}" if input.source else "",
     message:
         "Choosing the prompts of {wildcards.workload}"
     shell:
-        "python $scripts/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} {params.source}"
+        'python "$scripts"/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --source {input.source:q}'
         " --log {log:q} --output {output:q}"

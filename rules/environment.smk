@@ -15,4 +15,4 @@ rule environment:
     message:
         "Installing the environment of {wildcards.environment}"
     shell:
-        "python $scripts/environment.py --spec {params.spec:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/environment.py --spec {params.spec:q} --log {log:q} --output {output:q}'

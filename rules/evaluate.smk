@@ -15,4 +15,4 @@ rule evaluate:
     message:
         "Reading the answers of {wildcards.backend} with {wildcards.concurrency} users"
     shell:
-        "python $scripts/evaluate.py --spec '{{}}' --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}"
+        "python \"$scripts\"/evaluate.py --spec '{{}}' --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}"

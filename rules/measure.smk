@@ -26,5 +26,5 @@ rule measure:
     message:
         "Measuring {wildcards.backend} with {wildcards.concurrency} users ({wildcards.model}, {wildcards.quantization}, {wildcards.workload}, trial {wildcards.trial})"
     shell:
-        "python $scripts/measure.py --spec {params.spec:q} --code {params.code} --engine {input.engine:q} --prompts {input.prompts:q}"
+        'python "$scripts"/measure.py --spec {params.spec:q} --code {params.code} --engine {input.engine:q} --prompts {input.prompts:q}'
         " --environment {input.environment:q} --log {log:q} --output {output:q}"

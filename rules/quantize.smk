@@ -19,4 +19,4 @@ rule quantize:
     message:
         "Quantizing {wildcards.model}: {wildcards.quantization}"
     shell:
-        "python $scripts/quantize.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/quantize.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --log {log:q} --output {output:q}'

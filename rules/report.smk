@@ -29,4 +29,4 @@ rule report:
     message:
         "Rendering {output.html}"
     shell:
-        "python $scripts/report.py --spec {params.spec:q} --log {log:q} --output {output.html:q}"
+        'python "$scripts"/report.py --spec {params.spec:q} --log {log:q} --output {output.html:q}'

@@ -18,5 +18,5 @@ rule summarize:
     message:
         "Summarizing {wildcards.backend} with {wildcards.concurrency} users"
     shell:
-        "python $scripts/summarize.py --spec {params.spec:q} --code {params.code} --cell {input.cell:q} --evaluation {input.evaluation:q}"
+        'python "$scripts"/summarize.py --spec {params.spec:q} --code {params.code} --cell {input.cell:q} --evaluation {input.evaluation:q}'
         " --model {input.model:q} --log {log:q} --output {output:q}"

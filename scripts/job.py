@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def arguments(description: str | None, *more: str) -> argparse.Namespace:
     """Parse the command line of a stage: --spec, --code, --log, --output and the stage's own options.
 
-    An option that ends in `?` may be left out, one that ends in `*` takes several values.
+    An option that ends in `?` may be left out, or be given without a value, as a rule does whose input is empty.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--spec", required=True, type=json.loads, help="identity of what is made, JSON")
@@ -30,8 +30,8 @@ def arguments(description: str | None, *more: str) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, help="file that gets what standard error gets")
     parser.add_argument("--output", required=True, type=Path, help="manifest or result to write")
     for option in more:
-        name = option.rstrip("?*")
-        parser.add_argument(f"--{name}", required=option == name, nargs="*" if option.endswith("*") else None, type=Path)
+        name = option.rstrip("?")
+        parser.add_argument(f"--{name}", required=option == name, nargs=None if option == name else "?", type=Path)
     parsed = parser.parse_args()
     listen(parsed.log)
     return parsed

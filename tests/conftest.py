@@ -111,7 +111,7 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path, tiny_model: Path) -> Checkout:
-    folder = tmp_path / "checkout"
+    folder = tmp_path / "check out"
     folder.mkdir()
     return Checkout(folder, tiny_model)
 

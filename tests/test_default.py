@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import backends
 from conftest import COPIED, ROOT
+from manifest import Manifest
+from measure import until_ready
+from metrics.stream import events
+from runtime import process
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +59,62 @@ def test_the_default_measures_three_real_backends(folder: Path) -> None:
     assert "Nothing to be done" in snakemake(folder, "report")
     page = (folder / "results/report.html").read_text()
     assert "dequantized" in page, "the report says what the weights are"
+
+
+def ask(url: str, body: dict[str, Any] | bytes) -> tuple[int, bytes]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=120) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Repeat exactly: 😀 Grüße aus Köln"}], "max_tokens": 24, "temperature": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llamacpp", "openvino"])
+def test_a_real_server_speaks_as_its_adapter_says(folder: Path, name: str, tmp_path: Path) -> None:
+    """After the run above: the same engine and environment, asked in the ways that the load generator does not."""
+    adapter = backends.load(name)
+    engine = Manifest.load(folder / f"results/build/smollm2-135m-instruct/none/{name}.json")
+    python = Manifest.load(folder / f"results/environment/{name}.json").facts["python"]
+    port = process.free_port()
+    command = adapter.command(backends.Serve(engine, python, "m", port, 256, 4, 1, 1, adapter.Options(), ()))
+    base = f"http://127.0.0.1:{port}"
+    with process.serve(command.argv, command.env, tmp_path / "log", tmp_path) as server:
+        asyncio.run(until_ready(server, base + adapter.READY, 60))
+
+        status, said = ask(f"{base}/v1/chat/completions", CHAT)
+        whole = json.loads(said)
+        assert status == 200
+        assert whole["usage"]["completion_tokens"] <= 24
+
+        status, streamed = ask(f"{base}/v1/chat/completions", CHAT | {"stream": True, "stream_options": {"include_usage": True}})
+        told = events(streamed, [1], [len(streamed)])
+        text = "".join(event.content for event in told)
+        assert text == whole["choices"][0]["message"]["content"], "whole characters only, and the same ones"
+        assert told[-1].done
+        assert [event.usage for event in told if event.usage][-1]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        assert sum(bool(event.content) for event in told) > 3, "a stream, not one lump"
+
+        _, forced = ask(f"{base}/v1/chat/completions", CHAT | {"ignore_eos": True, "max_tokens": 40})
+        assert json.loads(forced)["usage"]["completion_tokens"] == 40
+        assert json.loads(forced)["choices"][0]["finish_reason"] == "length"
+
+        for bad in (b"{not json", b'{"model": "m"}', json.dumps(CHAT | {"messages": "none"}).encode()):
+            assert 400 <= ask(f"{base}/v1/chat/completions", bad)[0] <= 500
+        if name == "openvino":
+            assert ask(f"{base}/v1/chat/completions", CHAT | {"stop": ["x"]})[0] == 400
+            assert ask(f"{base}/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "word " * 400}]})[0] == 400
+            for _ in range(4):  # leave in the middle: the engine drops what nobody waits for
+                with socket.create_connection(("127.0.0.1", port)) as leaver:
+                    data = json.dumps(CHAT | {"stream": True, "ignore_eos": True, "max_tokens": 200}).encode()
+                    leaver.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+                    leaver.recv(100)
+            assert ask(f"{base}/v1/chat/completions", CHAT)[0] == 200
+        server.check("after all that")
 
 
 @pytest.mark.slow

@@ -163,3 +163,17 @@ def test_no_token_reaches_anything_that_is_written(checkout: Checkout, monkeypat
     written = [path for path in checkout.folder.rglob("*") if path.is_file()]
     assert [path for path in written if b"hf_do_not" in path.read_bytes()] == []
     assert json.loads(next(Path(checkout.folder, "results/summarize").rglob("summary.json")).read_text())["metrics"]["requests"] > 0
+
+
+def test_names_and_paths_of_the_configuration_are_no_shell(checkout: Checkout) -> None:
+    """A prompt file, a results folder and a model folder whose names would do harm in a shell string."""
+    (checkout.folder / "a; touch harm").mkdir()
+    prompts = checkout.folder / "a; touch harm" / "$(touch harm).jsonl"
+    prompts.write_bytes((checkout.folder / "prompts/showdown.jsonl").read_bytes())
+    source = {**EXPERIMENT["workloads"][0]["prompts"], "path": str(prompts)}
+    checkout.configure(**FAST, results="results `touch harm`", workloads=[{**EXPERIMENT["workloads"][0], "prompts": source}])
+
+    checkout.snakemake("report")
+
+    assert (checkout.folder / "results `touch harm`/report.html").is_file()
+    assert list(checkout.folder.rglob("harm")) == []

@@ -38,7 +38,7 @@ def test_a_stage_has_one_name(stage: str) -> None:
 
     assert f"rule {stage}:" in rules
     assert (ROOT / "scripts" / f"{stage}.py").is_file()
-    assert f"$scripts/{stage}.py" in rules
+    assert f'python "$scripts"/{stage}.py' in rules
 
 
 def test_locks_carry_hashes_and_no_addresses() -> None:
