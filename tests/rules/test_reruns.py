@@ -69,6 +69,7 @@ HARMLESS: list[Callable[[Checkout], None]] = [
     append("scripts/servers/openvino_server.py", "X = 1\n"),  # another backend's server
     append("scripts/store.py", "X = 1\n"),  # the store's code
     append("rules/measure.smk", "# a remark\n"),  # a comment in a rule
+    replace("rules/measure.smk", " --log {log:q}", "  --log {log:q}"),  # the layout of a command
     lambda checkout: (checkout.folder / "config.yaml").write_text("\n".join(reordered(checkout))),
 ]
 
