@@ -49,7 +49,7 @@ def install(lock: Path | None, extra_index_url: str | None, folder: Path) -> dic
 
 def asked(lock: Path) -> list[str]:
     """The packages that a lock was made for: those its .in file names."""
-    return re.findall(r"^([A-Za-z0-9._-]+)", lock.with_suffix(".in").read_text(), re.MULTILINE)
+    return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", lock.with_suffix(".in").read_text(), re.MULTILINE)
 
 
 def pip(python: Path, lock: Path, options: list[str]) -> subprocess.CompletedProcess[str]:

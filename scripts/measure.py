@@ -78,14 +78,16 @@ async def until_ready(server: process.Process, url: str, timeout_s: float) -> fl
             await asyncio.sleep(POLL_S)
 
 
-async def first_answer(target: drive.Target) -> float:
-    """Seconds that one request takes right after the server is ready: what a cold server costs its first user."""
+async def first_answer(target: drive.Target) -> float | None:
+    """Seconds that one request takes right after the server is ready: what a cold server costs its first user. None if it failed."""
     probe = record.Record(0, 0, "probe", 0, perf_counter_ns())
     async with client.session() as session:
         await client.send(session, target.url, target.bodies[0], probe, target.timeout_s)
     if probe.outcome != "complete":
         log.warning("the first request failed: %s: %s", probe.outcome, probe.error)
-    return ((probe.done_ns or 0) - probe.scheduled_ns) / 1e9
+        return None
+    assert probe.done_ns
+    return round((probe.done_ns - probe.scheduled_ns) / 1e9, 3)
 
 
 async def load(cell: Cell, server: process.Process, serve: backends.Serve, bodies: list[tuple[str, dict[str, Any]]], records: Path) -> dict[str, Any]:
@@ -118,7 +120,7 @@ async def load(cell: Cell, server: process.Process, serve: backends.Serve, bodie
                 progress=lambda line: log.info("%s/c%d  %s", cell.backend.name, cell.concurrency, line),
                 watch=watch,
             )
-    return {"ready_s": round(ready_s, 3), "first_answer_s": round(answer_s, 3), "course": asdict(course), "telemetry": samples}
+    return {"ready_s": round(ready_s, 3), "first_answer_s": answer_s, "course": asdict(course), "telemetry": samples}
 
 
 def answered(records: Path) -> None:
@@ -141,6 +143,7 @@ def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
     command = adapter.command(serve)
     result |= {"command": [part.replace(str(Path.home()), "~") for part in command.argv], "threads": serve.threads}
     records, server_log = args.output.with_name("records.arrow"), args.log.with_name("server.log")
+    records.unlink(missing_ok=True)
     bodies = [adapter.request(ask, serve) for ask in asks]
     try:
         with tempfile.TemporaryDirectory() as scratch, process.serve(command.argv, command.env, server_log, Path(scratch)) as server:
@@ -180,6 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # aiohttp's and Arrow's threads would not help here and would take cores from the server.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -20,10 +20,12 @@ from markupsafe import Markup
 
 import experiment
 import job
+import planning
 from manifest import Manifest
 from metrics.statistics import needed
 
-ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(__file__).resolve().parent
+ROOT = SCRIPTS.parent
 TEMPLATES = ROOT / "report"
 # report/ is no package and needs no installation; its charts are data, kept beside the page that shows them.
 sys.path.append(str(TEMPLATES))
@@ -31,6 +33,7 @@ import charts  # noqa: E402
 
 log = logging.getLogger(__name__)
 STATIC_WIDTH = 560
+STAGES = ("environment", "download", "prompts", "quantize", "build")
 
 
 def rows_of(results: Path, planned: experiment.Experiment) -> list[dict[str, Any]]:
@@ -129,23 +132,16 @@ def static(spec: dict[str, Any], theme: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def preparation(results: Path, planned: experiment.Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What had to be done before the first request: one row an artefact, then the starts of each backend."""
+def preparation(planned: experiment.Experiment) -> list[dict[str, Any]]:
+    """What had to be done before the first request: one row an artefact that a cell rests on."""
+    plan = planning.Plan(planned, SCRIPTS)
+    paths = dict.fromkeys(job.path for cell in planned.cells() for job in plan.prepared_for(cell))
     found = []
-    for stage in ("environment", "download", "prompts", "quantize", "build"):
-        for path in sorted((results / stage).rglob("*.json")):
-            manifest = Manifest.load(path)
-            name = str(path.relative_to(results / stage).with_suffix(""))
-            found.append(
-                {
-                    "stage": stage,
-                    "name": name,
-                    "seconds": manifest.duration_s,
-                    "bytes": manifest.bytes if Path(manifest.path).is_relative_to(manifest.entry) else None,
-                    "memory": manifest.peak_memory_bytes,
-                    "failure": manifest.failure,
-                }
-            )
+    for path in sorted(paths, key=lambda path: STAGES.index(path.relative_to(plan.results).parts[0])):
+        manifest, (stage, *name) = Manifest.load(path), path.relative_to(plan.results).with_suffix("").parts
+        own = Path(manifest.path).is_relative_to(manifest.entry)
+        entry = {"stage": stage, "name": "/".join(name), "seconds": manifest.duration_s, "bytes": manifest.bytes if own else None}
+        found.append(entry | {"memory": manifest.peak_memory_bytes, "failure": manifest.failure})
     return found
 
 
@@ -221,7 +217,7 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "config": planned.config,
         "config_text": yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True),
         "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files if name != "config.yaml")]),
-        "preparation": preparation(results, planned, rows),
+        "preparation": preparation(planned),
         "starts": starts(rows),
         "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),
         "versions": {row["backend"]: row["cell"]["versions"] for row in rows if "versions" in row["cell"]},
