@@ -62,7 +62,7 @@ class Experiment:
         )
 
     def cells(self) -> Iterator[Cell]:
-        """All cells, trial by trial: every cell is measured once before any is measured twice."""
+        """All cells of the matrix; a backend's only in the quantizations it is to serve."""
         trials = range(1, self.config["trials"] + 1)
         for trial, model, backend, workload, concurrency in itertools.product(trials, self.models, self.backends, self.workloads, self.config["concurrencies"]):
             for quantization in self.served[backend]:

@@ -9,6 +9,7 @@ import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import experiment
 import job
 import planning
 from manifest import Manifest
-from metrics.statistics import needed
+from metrics.statistics import mean_interval, needed
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
@@ -43,7 +44,8 @@ def rows_of(results: Path, planned: experiment.Experiment) -> list[dict[str, Any
         summary = json.loads((results / "summarize" / cell.path / "summary.json").read_text())
         names = {"model": cell.model.name, "quantization": cell.quantization.name, "backend": cell.backend.name, "workload": cell.workload.name}
         rows.append(names | {"users": cell.concurrency, "trial": cell.trial, "path": cell.path, **summary})
-    return rows
+    order = list(planned.backends)
+    return sorted(rows, key=lambda row: (order.index(row["backend"]), row["users"], row["trial"]))
 
 
 def groups_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,31 +66,53 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if "metrics" in row]
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """What the numbers say, a sentence for each question: who is fastest at the most users, who answers first.
+# What the charts and verdicts compare: the value of one cell, and its interval within that cell's run.
+COMPARED: dict[str, Callable[[dict[str, Any]], tuple[float | None, list[float] | None]]] = {
+    "rate": lambda metrics: (metrics["output_token_throughput"], metrics["output_token_throughput_interval"]),
+    "ttft": lambda metrics: (metrics["ttft"]["p50"], metrics["ttft"]["p50_interval"]),
+}
 
-    Backends whose intervals overlap are named together: one run does not tell them apart.
+
+def estimates(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """One estimate for each backend and number of users: {backend, users, value, low, high}.
+
+    Of one trial, its value and the interval within its run. Of several, the mean of their values, with Student's interval
+    over the trials (None for two): what differs from run to run is not seen inside one.
     """
+    made = []
+    for backend, users in dict.fromkeys((row["backend"], row["users"]) for row in rows):
+        pairs = [COMPARED[name](row["metrics"]) for row in rows if (row["backend"], row["users"]) == (backend, users)]
+        values = [value for value, _ in pairs if value is not None]
+        if not values:
+            continue
+        low, high = (pairs[0][1] if len(pairs) == 1 else mean_interval(values)) or (None, None)
+        made.append({"backend": backend, "users": users, "value": sum(values) / len(values), "low": low, "high": high})
+    return made
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each number of users: who gives most tokens, who answers first. Nothing where there is no one to compare.
+
+    Only cells count whose client kept up and whose answers are sound.
+    """
+    fit = [row for row in measured(rows) if row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"]]
     said = []
-    for users in sorted({row["users"] for row in measured(rows)}):
-        fit = [row for row in measured(rows) if row["users"] == users and row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"]]
-        rate = leaders([(row["backend"], row["metrics"]["output_token_throughput"], row["metrics"]["output_token_throughput_interval"]) for row in fit], best=max)
-        ttft = leaders([(row["backend"], row["metrics"]["ttft"]["p50"], row["metrics"]["ttft"]["p50_interval"]) for row in fit], best=min)
+    for users in sorted({row["users"] for row in fit} if len({row["backend"] for row in rows}) > 1 else []):
+        rate, ttft = (leaders([entry for entry in estimates(fit, name) if entry["users"] == users], best) for name, best in (("rate", max), ("ttft", min)))
         if rate and ttft:
             said.append(f"With {users} {'user' if users == 1 else 'users'}: most tokens from {rate}; shortest time to first token from {ttft}.")
     return said
 
 
-def leaders(entries: list[tuple[str, float | None, list[float] | None]], best: Any) -> str:
-    """The best backend, with those whose interval overlaps its own; empty if nothing was measured."""
-    known = [entry for entry in entries if entry[1] is not None]
-    if not known:
+def leaders(entries: list[dict[str, Any]], best: Any) -> str:
+    """The best backend, with those whose interval overlaps its own: these runs do not tell them apart. Empty if there is none."""
+    if not entries:
         return ""
-    name, _, interval = best(known, key=lambda entry: entry[1])
-    if interval is None:
-        return f"{name} (too few samples for an interval)"
-    near = [other for other, _, span in known if other != name and (span is None or (span[0] <= interval[1] and span[1] >= interval[0]))]
-    return str(name) + (f" (not distinguishable from {' and '.join(sorted(set(near)))})" if near else "")
+    first = best(entries, key=lambda entry: entry["value"])
+    if first["low"] is None:
+        return f"{first['backend']} (too few samples for an interval)"
+    near = [entry["backend"] for entry in entries if entry is not first and (entry["low"] is None or (entry["low"] <= first["high"] and entry["high"] >= first["low"]))]
+    return str(first["backend"]) + (f" (not distinguishable from {' and '.join(near)})" if near else "")
 
 
 def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]]:
@@ -96,13 +120,7 @@ def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]
     rows = measured(group["rows"])
     if not rows:
         return []
-
-    def bars(value: Any, interval: Any) -> list[dict[str, Any]]:
-        low_high = [(interval(row) or (None, None)) for row in rows]
-        return [{"backend": row["backend"], "users": row["users"], "value": value(row), "low": low, "high": high} for row, (low, high) in zip(rows, low_high, strict=True)]
-
-    rate = bars(lambda row: row["metrics"]["output_token_throughput"], lambda row: row["metrics"]["output_token_throughput_interval"])
-    ttft = bars(lambda row: row["metrics"]["ttft"]["p50"], lambda row: row["metrics"]["ttft"]["p50_interval"])
+    rate, ttft = estimates(rows, "rate"), estimates(rows, "ttft")
     made = [
         ("Time to first token: lower is better", charts.by_concurrency(ttft, backends, "Time to first token, median", "ms")),
         ("Token rate: higher is better", charts.by_concurrency(rate, backends, "Output token rate, all users together", "tokens/s")),

@@ -112,19 +112,52 @@ def test_the_markdown_has_the_same_rows(reported: Path) -> None:
     assert "server_died" in said
 
 
+def entry(backend: str, value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"backend": backend, "users": 2, "value": value, "low": low, "high": high}
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ([("a", 10, [9, 11]), ("b", 20, [19, 21])], "b"),
-        ([("a", 10, [9, 11]), ("b", 10.5, [9.5, 11.5])], "b (not distinguishable from a)"),
-        ([("a", 10, [9, 11]), ("b", 20, None)], "b (too few samples for an interval)"),
-        ([("a", 10, None), ("b", 20, [19, 21])], "b (not distinguishable from a)"),
-        ([("a", None, None)], ""),
+        ([entry("a", 10, 9, 11), entry("b", 20, 19, 21)], "b"),
+        ([entry("a", 10, 9, 11), entry("b", 10.5, 9.5, 11.5)], "b (not distinguishable from a)"),
+        ([entry("a", 10, 9, 11), entry("b", 20, None, None)], "b (too few samples for an interval)"),
+        ([entry("a", 10, None, None), entry("b", 20, 19, 21)], "b (not distinguishable from a)"),
         ([], ""),
     ],
 )
 def test_a_winner_is_named_with_those_it_cannot_be_told_from(entries: Any, said: str) -> None:
     assert report.leaders(entries, best=max) == said
+
+
+def row(backend: str, rate: float, ttft: float | None, trial: int = 1) -> dict[str, Any]:
+    metrics = {"output_token_throughput": rate, "output_token_throughput_interval": [rate - 1, rate + 1], "ttft": {"p50": ttft, "p50_interval": None}, "client": {"valid": True}}
+    return {"backend": backend, "users": 2, "trial": trial, "metrics": metrics, "evaluation": {"broken": False}}
+
+
+def test_one_trial_has_the_interval_of_its_run() -> None:
+    assert report.estimates([row("a", 10, 5)], "rate") == [entry("a", 10, 9, 11)]
+    assert report.estimates([row("a", 10, None)], "ttft") == []
+
+
+def test_several_trials_have_the_interval_between_them() -> None:
+    [found] = report.estimates([row("a", rate, 5, trial) for trial, rate in enumerate((11.0, 12.0, 13.0), 1)], "rate")
+
+    # Student, n = 3: 12 -+ 4.3027 / sqrt(3)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((12, 9.516, 14.484), abs=1e-3)
+    assert report.estimates([row("a", rate, 5) for rate in (11.0, 13.0)], "rate") == [entry("a", 12, None, None)]
+
+
+def test_one_backend_alone_wins_nothing() -> None:
+    assert report.verdicts([row("a", 10, 5)]) == []
+    assert len(report.verdicts([row("a", 10, 5), row("b", 20, 4)])) == 1
+
+
+def test_a_cell_whose_answers_are_broken_cannot_win() -> None:
+    broken = row("b", 99, 1)
+    broken["evaluation"]["broken"] = True
+
+    assert report.verdicts([row("a", 10, 5), broken]) == ["With 2 users: most tokens from a; shortest time to first token from a (too few samples for an interval)."]
 
 
 def test_json_cannot_end_its_script_element() -> None:
