@@ -13,6 +13,7 @@ from loadgen.record import Record
 READ_BUFFER = 1 << 24
 # A server that never ends its answer must not take the memory of the client with it.
 LARGEST_BODY = 1 << 28
+OVERLOADED = (429, 503)
 
 
 def session() -> aiohttp.ClientSession:
@@ -55,7 +56,7 @@ async def send(session: aiohttp.ClientSession, url: str, body: bytes, record: Re
                     size += len(chunk)
                     if size > LARGEST_BODY:
                         raise aiohttp.ClientPayloadError(f"more than {LARGEST_BODY} bytes")
-        record.outcome = "complete" if record.status == 200 else "http_error"
+        record.outcome = "complete" if record.status == 200 else "overloaded" if record.status in OVERLOADED else "http_error"
         if record.status != 200:
             record.error = b"".join(chunks)[:300].decode(errors="replace")
     except TimeoutError:

@@ -47,8 +47,8 @@ class Record:
     prompt        index in the list of bodies
     scheduled_ns  when its user was free to send it;  sent_ns  when its bytes were handed to the socket
     read_ns       when each read returned;  read_bytes  how many bytes it gave;  body  all of them, joined
-    outcome       'complete' (the response ended as HTTP says it must), 'http_error' (a status other than 200),
-                  'connect_error', 'disconnected' (cut off), 'timeout', 'cancelled' (by the end of the run)
+    outcome       'complete' (the response ended as HTTP says it must), 'overloaded' (429 or 503), 'http_error' (any
+                  other status but 200), 'connect_error', 'disconnected' (cut off), 'timeout', 'cancelled' (by the end of the run)
     """
 
     user: int

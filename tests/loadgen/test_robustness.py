@@ -1,0 +1,167 @@
+"""Servers that misbehave: each request becomes a record of what happened, nothing is raised, memory stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from loadgen import client, record
+from metrics import requests
+
+Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+CHUNKED = HEAD.replace(b"Connection", b"Transfer-Encoding: chunked\r\nConnection")
+
+
+def event(text: str) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+END = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def sent_to(handler: Handler, timeout_s: float = 5.0) -> record.Record:
+    """The record of one request to a server that reads it and then does as `handler` says."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"{}")
+            await handler(writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def run() -> record.Record:
+        made = record.Record(0, 0, "load", 0, 0)
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, client.session() as session:
+            port = server.sockets[0].getsockname()[1]
+            await client.send(session, f"http://127.0.0.1:{port}/", b"{}", made, timeout_s)
+        return made
+
+    return asyncio.run(run())
+
+
+def judged(made: record.Record, tokenizer: Tokenizer) -> pd.Series:
+    frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
+    return requests.frame(frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "headers_ns", "done_ns", "status"), "Int64")), tokenizer).iloc[0]
+
+
+def writes(*parts: bytes) -> Handler:
+    async def handler(writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.002)
+
+    return handler
+
+
+async def trickle(writer: asyncio.StreamWriter) -> None:
+    for byte in HEAD + event("Grüße aus") + event(" Köln") + END:
+        writer.write(bytes([byte]))
+        await writer.drain()
+
+
+def reset_after(*parts: bytes) -> Handler:
+    async def handler(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"".join(parts))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        # Linger of zero seconds: closing sends RST instead of FIN.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    return handler
+
+
+async def stall(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + event("a"))
+    await writer.drain()
+    await asyncio.sleep(1)
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while True:
+        writer.write(event("a") * 1000)
+        await writer.drain()
+
+
+def status(line: bytes, *headers: bytes) -> bytes:
+    return b"HTTP/1.1 " + line + b"\r\n" + b"".join(header + b"\r\n" for header in headers) + b"Content-Length: 4\r\nConnection: close\r\n\r\nbusy"
+
+
+# name, what the server does, the client's outcome, the outcome of the answer, its text
+TABLE: list[tuple[str, Handler, str, str, str]] = [
+    ("one byte at a time", trickle, "complete", "ok", "Grüße aus Köln"),
+    ("chunked, a chunk in two writes", writes(CHUNKED, b"%x\r\n" % len(event("ab")), event("ab")[:9], event("ab")[9:] + b"\r\n", chunk(END), chunk(b"")), "complete", "ok", "ab"),
+    ("ten megabytes in one event", writes(HEAD, event("x" * 10_000_000), END), "complete", "ok", "x" * 10_000_000),
+    ("reset", reset_after(CHUNKED, chunk(event("a"))), "disconnected", "disconnected", "a"),
+    # aiohttp takes any end of a body that only its end delimits for a good one; the answer is a failure all the same.
+    ("reset, with a body that only its end delimits", reset_after(HEAD, event("a")), "complete", "truncated", "a"),
+    ("closed before any answer", writes(), "disconnected", "disconnected", ""),
+    ("not HTTP", writes(b"SSH-2.0-OpenSSH\r\n\r\n"), "disconnected", "disconnected", ""),
+    ("429 with Retry-After", writes(status(b"429 Too Many Requests", b"Retry-After: 3")), "overloaded", "overloaded", ""),
+    ("503", writes(status(b"503 Service Unavailable")), "overloaded", "overloaded", ""),
+    ("500", writes(status(b"500 Internal Server Error")), "http_error", "http_error", ""),
+    ("200 with an error event", writes(HEAD, event("a"), b'data: {"error": {"message": "boom"}}\n\n', END), "complete", "error_event", "a"),
+    ("invalid UTF-8", writes(HEAD, b'data: {"choices": [{"text": "\xff"}]}\n\n', END), "complete", "ok", "\N{REPLACEMENT CHARACTER}"),
+    ("invalid JSON", writes(HEAD, b"data: {broken\n\n", END), "complete", "error_event", ""),
+    ("a chunk after [DONE]", writes(HEAD, event("a"), END, event("late")), "complete", "ok", "alate"),
+    ("closed without [DONE]", writes(HEAD, event("a")), "complete", "truncated", "a"),
+    ("chunked, closed without the last chunk", writes(CHUNKED, chunk(event("a"))), "disconnected", "disconnected", "a"),
+    ("a stall longer than the timeout", stall, "timeout", "timeout", "a"),
+]
+
+
+@pytest.mark.parametrize(("handler", "outcome", "answer", "text"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_what_a_server_did_is_what_is_recorded(handler: Handler, outcome: str, answer: str, text: str, tokenizer: Tokenizer) -> None:
+    made = sent_to(handler, timeout_s=0.5 if outcome == "timeout" else 5)
+    found = judged(made, tokenizer)
+
+    assert made.outcome == outcome, made.error
+    assert found.outcome == answer
+    assert found.text == text
+    assert sum(made.read_bytes) == len(made.body)
+    assert len(made.read_bytes) == len(made.read_ns)
+    assert made.done_ns is not None
+    assert made.error or outcome == "complete"
+
+
+def test_an_answer_without_end_is_cut_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LARGEST_BODY", 1 << 20)
+
+    made = sent_to(endless)
+
+    assert made.outcome == "disconnected"
+    assert "more than 1048576 bytes" in (made.error or "")
+    assert len(made.body) < (1 << 20) + client.READ_BUFFER
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_split_of_the_bytes_gives_the_same_answer(data: st.DataObject, tokenizer: Tokenizer) -> None:
+    whole = CHUNKED + b"".join(chunk(part) for part in (b": ping\n\n", event("Grüße"), event(" 😀 "), END)) + chunk(b"")
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=8)))
+    parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+    found = judged(sent_to(writes(*parts)), tokenizer)
+
+    assert found.outcome == "ok"
+    assert found.text == "Grüße 😀 "
