@@ -11,8 +11,9 @@ rule evaluate:
     log:
         f"<results>/logs/evaluate/{CELL}.log",
     params:
+        spec=to_json({}),
         code=lambda w: plan.code("evaluate.py"),
     message:
         "Reading the answers of {wildcards.backend} with {wildcards.concurrency} users"
     shell:
-        "python \"$scripts\"/evaluate.py --spec '{{}}' --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/evaluate.py --spec {params.spec:q} --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}'
