@@ -38,7 +38,7 @@ def arguments(description: str | None, *more: str) -> argparse.Namespace:
 
 
 def listen(log_file: Path | None) -> None:
-    """Log to standard error and to the stage's log; make SIGTERM and SIGHUP unwind like an exception."""
+    """Log to standard error and to the stage's log; make signals unwind like an exception."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log_file:
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,9 @@ def listen(log_file: Path | None) -> None:
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    # SIGINT as well: in a job of a background shell it is ignored until somebody asks for it.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, leave)
 
 
 def classified(work: Callable[[], Any], where: Path) -> Failure | None:
