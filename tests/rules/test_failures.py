@@ -165,6 +165,7 @@ def test_no_token_reaches_anything_that_is_written(checkout: Checkout, monkeypat
     assert json.loads(next(Path(checkout.folder, "results/summarize").rglob("summary.json")).read_text())["metrics"]["requests"] > 0
 
 
+@pytest.mark.slow
 def test_names_and_paths_of_the_configuration_are_no_shell(checkout: Checkout) -> None:
     """A prompt file, a results folder and a model folder whose names would do harm in a shell string."""
     (checkout.folder / "a; touch harm").mkdir()

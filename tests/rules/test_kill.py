@@ -90,6 +90,7 @@ def test_killed_at_a_random_moment(checkout: Checkout, seed: int) -> None:
     assert_whole(checkout)
 
 
+@pytest.mark.slow
 def test_a_killed_cell_keeps_the_records_of_finished_requests(checkout: Checkout) -> None:
     from loadgen import record
 
