@@ -16,7 +16,6 @@ RETRIED = {
     "no_prompts": True,
     "not_prepared": True,
     "quantize_failed": True,
-    "start_failed": False,
     "start_timeout": False,
     "out_of_memory": False,
     "server_died": False,

@@ -172,7 +172,7 @@ def starts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def provenance(results: Path) -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """This program's own versions, and the commit it was run from if that can be told."""
     commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
     return {
@@ -239,7 +239,7 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "starts": starts(rows),
         "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),
         "versions": {row["backend"]: row["cell"]["versions"] for row in rows if "versions" in row["cell"]},
-        "provenance": provenance(results),
+        "provenance": provenance(),
         "needed": needed,
     }
     environment = jinja2.Environment(

@@ -94,7 +94,7 @@ def nothing_to_build(weights: str) -> Callable[[Manifest, Path], dict[str, Any]]
 
     def build(model: Manifest, _folder: Path) -> dict[str, Any]:
         told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
-        return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], "built": False, **told}
+        return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], **told}
 
     return build
 

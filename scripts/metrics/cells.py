@@ -42,6 +42,7 @@ def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float
     done = load[(load.outcome == "ok") & (load.done_ns >= start) & (load.done_ns < end)]
     counts = {name: float(ok[f"tokens_{name}"].sum()) for name in ("usage", "retokenized", "events")}
     usage = bool(ok.tokens_usage.notna().all()) and len(ok) > 0
+    differing = disagree(counts["usage"], counts["retokenized"]) if usage else None
     user_rate = percentile(1e9 / ok.tpot_ns.dropna().to_numpy(float), 50)
     return {
         "requests": len(sent),
@@ -61,7 +62,7 @@ def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float
         "isl": float(ok.prompt_tokens.mean()) if ok.prompt_tokens.notna().any() else None,
         "osl": float(ok.tokens.mean()) if len(ok) else None,
         "in_flight": windows.in_flight(load, start, end),
-        "tokens": counts | {"source": "usage" if usage else "retokenized", "disagree": disagree(counts if usage else {k: v for k, v in counts.items() if k != "usage"})},
+        "tokens": counts | {"source": "usage" if usage else "retokenized", "disagree": differing, "flagged": differing is not None and differing > DISAGREEMENT},
         "client": client(course, load),
         "windows": steps.to_dict("records"),
     }
@@ -98,10 +99,9 @@ def good(requests: pd.DataFrame, slo: dict[str, float]) -> pd.Series:
     return met
 
 
-def disagree(counts: dict[str, float]) -> float | None:
-    """Largest relative difference between the token counts; events may hold several tokens and count only upwards of one."""
-    compared = [counts[name] for name in ("usage", "retokenized") if counts.get(name)]
-    return max(compared) / min(compared) - 1 if len(compared) == 2 else None
+def disagree(usage: float, retokenized: float) -> float | None:
+    """Relative difference between the server's count and one tokenization; events, which hold several tokens, are not compared."""
+    return max(usage, retokenized) / min(usage, retokenized) - 1 if usage and retokenized else None
 
 
 def client(course: dict[str, Any], load: pd.DataFrame) -> dict[str, Any]:

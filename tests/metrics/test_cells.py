@@ -88,6 +88,7 @@ def test_counts_that_disagree_are_told() -> None:
 
     assert tokens["source"] == "usage"
     assert tokens["disagree"] == pytest.approx(10 / 9 - 1)
+    assert tokens["flagged"]
 
 
 def test_one_answer_without_usage_changes_the_source() -> None:
