@@ -4,7 +4,9 @@
 #   environment/{environment}.json                        a backend's Python environment
 #   download/{model}.json   prompts/{model}/{workload}.json
 #   quantize/{model}/{quantization}.json   build/{model}/{quantization}/{backend}.json
-#   {stage}/{model}/{quantization}/{backend}/{workload}/c{concurrency}/t{trial}/...   measure, evaluate, summarize: one cell
+#   {stage}/{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}/...   measure, evaluate, summarize: one cell;
+#       offered is c8 (8 users), r2.5 (requests a second) or x1 (a trace at its own speed)
+#   calibrate/client.json                                 the load generator's own error and ceiling
 #   report.html   report.md   summary.csv
 from snakemake.utils import min_version
 
@@ -19,6 +21,7 @@ include: "rules/environment.smk"
 include: "rules/download.smk"
 include: "rules/quantize.smk"
 include: "rules/build.smk"
+include: "rules/calibrate.smk"
 include: "rules/measure.smk"
 include: "rules/evaluate.smk"
 include: "rules/summarize.smk"

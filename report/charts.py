@@ -39,16 +39,16 @@ def colour(backends: list[str]) -> dict[str, Any]:
     return {"field": "backend", "type": "nominal", "scale": {"domain": backends, "range": [PALETTE[n % len(PALETTE)] for n in range(len(backends))]}}
 
 
-def by_concurrency(rows: list[dict[str, Any]], backends: list[str], title: str, unit: str) -> dict[str, Any]:
-    """Bars by concurrency, a colour a backend, with 95 % intervals. Rows: backend, users, value, low, high (may be None)."""
-    x = {"field": "users", "type": "ordinal", "title": "concurrent users", "axis": {"labelAngle": 0}}
+def by_load(rows: list[dict[str, Any]], backends: list[str], axis: str, title: str, unit: str) -> dict[str, Any]:
+    """Bars by offered load, a colour a backend, with 95 % intervals. Rows: backend, offered, value, low, high (may be None)."""
+    x = {"field": "offered", "type": "ordinal", "title": axis, "axis": {"labelAngle": 0}}
     offset = {"xOffset": {"field": "backend", "sort": backends}}
     bars = {
         "mark": {"type": "bar", "cornerRadiusEnd": 2},
         "encoding": {
             "y": {"field": "value", "type": "quantitative", "title": unit},
             "color": colour(backends),
-            "tooltip": [{"field": name} for name in ("backend", "users")] + [{"field": name, "format": ".1f"} for name in ("value", "low", "high")],
+            "tooltip": [{"field": name} for name in ("backend", "offered")] + [{"field": name, "format": ".1f"} for name in ("value", "low", "high")],
         },
     }
     intervals = {
@@ -69,7 +69,7 @@ def by_concurrency(rows: list[dict[str, Any]], backends: list[str], title: str, 
 
 
 def time_line(rows: list[dict[str, Any]], backends: list[str], field: str, title: str, unit: str) -> dict[str, Any]:
-    """One value in each five seconds of the cells of one concurrency, ramp included. Rows: backend, trial, start_s, phase, `field`."""
+    """One value in each five seconds of the cells of one offered load, ramp included. Rows: backend, trial, start_s, phase, `field`."""
     return {
         "$schema": SCHEMA,
         "title": title,

@@ -14,7 +14,7 @@ from spec import to_json
 
 config_files = [os.path.relpath(file) for file in workflow.configfiles]
 plan = planning.Plan(experiment.load(config, config_files[-1]), SCRIPTS)
-CELL = "{model}/{quantization}/{backend}/{workload}/c{concurrency}/t{trial}"
+CELL = "{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}"
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
 # rather than through params: where the store is, where else to look for packages.
@@ -50,5 +50,5 @@ wildcard_constraints:
     quantization=planning.any_of(plan.experiment.quantizations),
     backend=planning.any_of(plan.experiment.backends),
     workload=planning.any_of(plan.experiment.workloads),
-    concurrency=r"\d+",
+    offered=planning.any_of(plan.experiment.offered),
     trial=r"\d+",

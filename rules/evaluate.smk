@@ -14,6 +14,6 @@ rule evaluate:
         spec=to_json({}),
         code=lambda w: plan.code("evaluate.py"),
     message:
-        "Reading the answers of {wildcards.backend} with {wildcards.concurrency} users"
+        "Reading the answers of {wildcards.backend} at {wildcards.offered}"
     shell:
         'python "$scripts"/evaluate.py --spec {params.spec:q} --code {params.code} --cell {input.cell:q} --log {log:q} --output {output:q}'

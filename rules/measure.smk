@@ -24,7 +24,7 @@ rule measure:
         spec=lambda w: plan.measure(**w).spec,
         code=lambda w: plan.measure(**w).code,
     message:
-        "Measuring {wildcards.backend} with {wildcards.concurrency} users ({wildcards.model}, {wildcards.quantization}, {wildcards.workload}, trial {wildcards.trial})"
+        "Measuring {wildcards.backend} at {wildcards.offered} ({wildcards.model}, {wildcards.quantization}, {wildcards.workload}, trial {wildcards.trial})"
     shell:
         'python "$scripts"/measure.py --spec {params.spec:q} --code {params.code} --engine {input.engine:q} --prompts {input.prompts:q}'
         " --environment {input.environment:q} --log {log:q} --output {output:q}"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import job
-from loadgen import record
 from manifest import write_json
-from metrics.stream import events
+from metrics.records import read
+from metrics.stream import answer
 
 NGRAM = 4
 REPEATS = 4
@@ -54,9 +54,9 @@ def evaluate(texts: list[str]) -> dict[str, Any]:
 
 def answers(records: Path) -> list[str]:
     """The texts of the requests of the load that were completed."""
-    table = record.read(records)
+    table = read(records)
     complete = table[(table.phase == "load") & (table.outcome == "complete")]
-    return ["".join(event.text for event in events(row.body, row.read_ns, row.read_bytes)) for row in complete.itertuples()]
+    return ["".join(event.text for event in answer(row.wire, row.read_ns, row.read_bytes)[0]) for row in complete.itertuples()]
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 import backends
-from spec import Backend, Cell, Environment, Load, Model, Prompts, Quantization, Server, Weights, Workload
+from manifest import sha256
+from spec import Backend, Cell, Environment, Load, Model, Offered, Prompts, Quantization, Server, Weights, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "rules" / "config.schema.yaml"
@@ -42,19 +43,20 @@ class Experiment:
     quantizations: dict[str, Quantization]
     backends: dict[str, Backend]
     workloads: dict[str, Workload]
+    offered: dict[str, Offered]
     served: dict[str, list[str]]
 
     @property
     def results(self) -> str:
         return str(self.config["results"]).rstrip("/")
 
-    def cell(self, model: str, quantization: str, backend: str, workload: str, concurrency: int | str, trial: int | str) -> Cell:
+    def cell(self, model: str, quantization: str, backend: str, workload: str, offered: str, trial: int | str) -> Cell:
         return Cell(
             model=self.models[model],
             quantization=self.quantizations[quantization],
             backend=self.backends[backend],
             workload=self.workloads[workload],
-            concurrency=int(concurrency),
+            offered=self.offered[offered],
             trial=int(trial),
             seed=self.config["seed"],
             load=Load(**self.config["load"]),
@@ -62,11 +64,13 @@ class Experiment:
         )
 
     def cells(self) -> Iterator[Cell]:
-        """All cells of the matrix; a backend's only in the quantizations it is to serve."""
+        """All cells of the matrix; a backend's only in the quantizations it is to serve, a trace's speeds only with a trace."""
         trials = range(1, self.config["trials"] + 1)
-        for trial, model, backend, workload, concurrency in itertools.product(trials, self.models, self.backends, self.workloads, self.config["concurrencies"]):
+        for trial, model, backend, workload, offered in itertools.product(trials, self.models, self.backends, self.workloads, self.offered):
+            if self.offered[offered].kind == "speed" and self.workloads[workload].prompts.source != "trace":
+                continue
             for quantization in self.served[backend]:
-                yield self.cell(model, quantization, backend, workload, concurrency, trial)
+                yield self.cell(model, quantization, backend, workload, offered, trial)
 
 
 def load(config: dict[str, Any], file: str = "config.yaml") -> Experiment:
@@ -86,6 +90,7 @@ def load(config: dict[str, Any], file: str = "config.yaml") -> Experiment:
         quantizations={entry["name"]: Quantization(**entry) for entry in config["quantizations"]},
         backends={entry["name"]: _backend(entry) for entry in config["backends"]},
         workloads={entry["name"]: _workload(entry) for entry in config["workloads"]},
+        offered={made.name: made for made in _offered(config)},
         served={entry["name"]: entry.get("quantizations", names) for entry in config["backends"]},
     )
 
@@ -147,7 +152,13 @@ def _problems(config: dict[str, Any]) -> Iterator[str]:
         names = [entry["name"] for entry in config[axis]]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"{axis}: the name '{name}' stands {names.count(name)} times; give each entry a name of its own."
-    if max(config["concurrencies"]) > config["server"]["max_sequences"]:
+    if not list(_offered(config)):
+        yield "concurrencies: no load is offered; name numbers of users here, requests a second in rates, or speeds of a trace in speeds."
+    if config["speeds"] and not any(entry["prompts"]["source"] == "trace" for entry in config["workloads"]):
+        yield "speeds: no workload replays a trace; give one `prompts: {source: trace, ...}`, or drop speeds."
+    if config["load"]["burstiness"] != 1 and config["load"]["arrivals"] != "gamma":
+        yield f"load.burstiness: only arrivals: gamma can be bursty, not {config['load']['arrivals']}."
+    if max(config["concurrencies"], default=0) > config["server"]["max_sequences"]:
         yield (
             f"server.max_sequences: {config['server']['max_sequences']} is less than the largest of concurrencies,"
             f" {max(config['concurrencies'])}: the server would queue what the load offers. Raise it."
@@ -157,7 +168,7 @@ def _problems(config: dict[str, Any]) -> Iterator[str]:
     for position, entry in enumerate(config["workloads"]):
         yield from _prompts_problems(f"workloads[{position}].prompts", entry["prompts"])
     for position, entry in enumerate(config["backends"]):
-        yield from _backend_problems(f"backends[{position}]", entry, config["quantizations"])
+        yield from _backend_problems(f"backends[{position}]", entry, config)
 
 
 def _weights_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
@@ -175,24 +186,32 @@ def _weights_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
                     yield f"{key}.path: {entry['path']} has no {name}; name a Hugging Face folder, as save_pretrained writes it."
 
 
+def _offered(config: dict[str, Any]) -> Iterator[Offered]:
+    for kind, axis in (("users", "concurrencies"), ("rate", "rates"), ("speed", "speeds")):
+        yield from (Offered(kind, value) for value in config[axis])
+
+
 def _prompts_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
     if entry["min_tokens"] > entry["max_tokens"]:
         yield f"{key}.min_tokens: {entry['min_tokens']} is more than max_tokens, {entry['max_tokens']}: no prompt can be chosen."
-    if entry["source"] == "file":
+    if entry["source"] in ("file", "trace"):
         path = locate(entry["path"])
         if not path.is_file():
             yield f"{key}.path: there is no file {entry['path']}."
         elif not path.read_text().strip():
-            yield f"{key}.path: {entry['path']} is empty; it must hold one JSON object a line, with the columns {', '.join(entry['columns'])}."
+            yield f"{key}.path: {entry['path']} is empty; it must hold one request a line."
 
 
-def _backend_problems(key: str, entry: dict[str, Any], quantizations: list[dict[str, Any]]) -> Iterator[str]:
+def _backend_problems(key: str, entry: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
     name = entry.get("adapter", entry["name"])
     if name not in backends.names():
         yield f"{key}.{'adapter' if 'adapter' in entry else 'name'}: there is no backend '{name}'; there are: {', '.join(backends.names())}."
         return
     adapter = backends.load(name)
-    methods = {quantization["name"]: quantization["method"] for quantization in quantizations}
+    methods = {quantization["name"]: quantization["method"] for quantization in config["quantizations"]}
+    forced = [workload["name"] for workload in config["workloads"] if workload["output_length"] == "forced"]
+    if forced and not adapter.FORCES_LENGTH:
+        yield f"{key}: {name} cannot force the length of an answer, as workload '{forced[0]}' asks; write `output_length: natural` there, or drop one of the two."
     for quantization in entry.get("quantizations", methods):
         if quantization not in methods:
             yield f"{key}.quantizations: there is no quantization '{quantization}'; there are: {', '.join(methods)}."
@@ -270,6 +289,8 @@ def _backend(entry: dict[str, Any]) -> Backend:
 def _workload(entry: dict[str, Any]) -> Workload:
     fields = dict(entry["prompts"])
     fields["columns"] = tuple(fields["columns"])
-    if fields["source"] == "file":
-        fields["sha256"] = hashlib.sha256(locate(fields["path"]).read_bytes()).hexdigest()
+    if fields["source"] in ("file", "trace"):
+        fields["sha256"] = sha256(locate(fields["path"]))
+    if fields["source"] == "trace":
+        fields["corpus_sha256"] = sha256(ROOT / "prompts" / "showdown.jsonl")
     return Workload(**{**entry, "prompts": Prompts(**fields)})

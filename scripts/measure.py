@@ -26,8 +26,11 @@ import job
 import store
 import telemetry
 from failure import Failure
-from loadgen import client, drive, record, schedule
+from loadgen import client, conversation, drive, record
+from loadgen.schedule import Shape
+from loadgen.worker import Job
 from manifest import Manifest, sha256, write_json
+from metrics.records import read
 from runtime import process
 from spec import Cell, from_json
 
@@ -78,11 +81,12 @@ async def until_ready(server: process.Process, url: str, timeout_s: float) -> fl
             await asyncio.sleep(POLL_S)
 
 
-async def first_answer(target: drive.Target) -> float | None:
+async def first_answer(work: Job, first: conversation.Template) -> float | None:
     """Seconds that one request takes right after the server is ready: what a cold server costs its first user. None if it failed."""
-    probe = record.Record(0, 0, "probe", 0, perf_counter_ns())
-    async with client.session() as session:
-        await client.send(session, target.url, target.bodies[0], probe, target.timeout_s)
+    probe = record.Record(0, 0, 0, 0, "probe", perf_counter_ns())
+    connection = client.Connection(work.host, work.port)
+    await connection.send(client.post(work.host, work.port, work.path, conversation.fill(first, [])), probe, work.timeout_s)
+    connection.close()
     if probe.outcome != "complete":
         log.warning("the first request failed: %s: %s", probe.outcome, probe.error)
         return None
@@ -90,42 +94,59 @@ async def first_answer(target: drive.Target) -> float | None:
     return round((probe.done_ns - probe.scheduled_ns) / 1e9, 3)
 
 
-async def load(cell: Cell, server: process.Process, serve: backends.Serve, bodies: list[tuple[str, dict[str, Any]]], records: Path) -> dict[str, Any]:
+def shape(cell: Cell, prompts: list[dict[str, Any]]) -> Shape:
+    """The load of a cell; Failure `no_prompts` where its trace is over before the window is."""
+    load, offered = cell.load, cell.offered
+    if offered.kind == "users":
+        return Shape(load.ramp_s, load.window_s, users=int(offered.value))
+    if offered.kind == "rate":
+        return Shape(load.ramp_s, load.window_s, rate=offered.value, arrivals=load.arrivals, burstiness=load.burstiness)
+    moments = tuple(prompt["at_s"] / offered.value for prompt in prompts)
+    if moments[-1] < load.ramp_s + load.window_s:
+        raise Failure(
+            "no_prompts",
+            f"The trace has {len(prompts)} requests that fit and is over after {moments[-1]:.0f} s at {offered.value:g} times its speed; ramp and window last {load.ramp_s + load.window_s:g} s.",
+            "Shorten load.window_s, lower the speed, raise the prompts' count, or widen their min_tokens and max_tokens.",
+        )
+    return Shape(load.ramp_s, load.window_s, arrivals_s=moments)
+
+
+def conversations(cell: Cell, prompts: list[dict[str, Any]], serve: backends.Serve) -> tuple[str, list[list[conversation.Template]]]:
+    """The path of the requests, and for each prompt the body of each of its turns, with slots for the answers before it."""
+    adapter, workload = backends.load(cell.backend.adapter), cell.workload
+    path, made = "", []
+    for prompt in prompts:
+        longest = min(workload.max_tokens, prompt.get("max_tokens", workload.max_tokens))
+        turns: list[conversation.Template] = []
+        earlier: list[str] = []
+        for turn, text in enumerate(prompt["turns"]):
+            ask = backends.Ask(text, tuple(earlier), workload.system_prompt, longest, workload.output_length == "forced", workload.temperature, cell.seed)
+            path, body = adapter.request(ask, serve)
+            turns.append(conversation.template(body))
+            earlier += [text, conversation.slot(turn)]
+        made.append(turns)
+    return path, made
+
+
+async def load(cell: Cell, server: process.Process, work: Job, asked: list[list[conversation.Template]], records: Path) -> dict[str, Any]:
     """Wait for the server and drive the load; gives what cell.json says of it."""
-    adapter = backends.load(cell.backend.adapter)
-    base = f"http://{serve.host}:{serve.port}"
-    ready_s = await until_ready(server, base + adapter.READY, cell.server.start_timeout_s)
+    ready_s = await until_ready(server, f"http://{work.host}:{work.port}{backends.load(cell.backend.adapter).READY}", cell.server.start_timeout_s)
     log.info("%s: ready after %.1f s", cell.path, ready_s)
-    target = drive.Target(base + bodies[0][0], [json.dumps(body).encode() for _, body in bodies], cell.load.request_timeout_s)
-    answer_s = await first_answer(target)
-    users = schedule.closed_loop(cell.concurrency, cell.load.ramp_s, len(bodies), cell.seed + cell.trial)
-    with record.writing(records) as writer:
+    answer_s = await first_answer(work, asked[0][0])
 
-        async def watch() -> None:
-            while True:
-                server.check("under load")
-                if writer.failed:
-                    raise writer.failed
-                await asyncio.sleep(WATCH_S)
+    async def watch() -> None:
+        while True:
+            server.check("under load")
+            await asyncio.sleep(WATCH_S)
 
-        with telemetry.sampling(server.tree) as samples:
-            course = await drive.closed_loop(
-                target,
-                users,
-                cell.load.warmup_requests,
-                cell.load.ramp_s,
-                cell.load.window_s,
-                cell.load.rest_s,
-                put=writer.put,
-                progress=lambda line: log.info("%s/c%d  %s", cell.backend.name, cell.concurrency, line),
-                watch=watch,
-            )
+    with telemetry.sampling(server.tree) as samples:
+        course = await drive.run(work, asked, records, lambda line: log.info("%s/%s  %s", cell.backend.name, cell.offered.name, line), watch)
     return {"ready_s": round(ready_s, 3), "first_answer_s": answer_s, "course": asdict(course), "telemetry": samples}
 
 
 def answered(records: Path) -> None:
     """Failure `no_answer` if not one request of the load was completed."""
-    table = record.read(records)
+    table = read(records)
     outcomes = table[table.phase == "load"].groupby("outcome").error.agg(["size", "first"]).sort_values("size", ascending=False)
     if "complete" not in outcomes.index:
         what = f"{outcomes.index[0]}: {outcomes['first'].iloc[0]}" if len(outcomes) else "none was sent"
@@ -135,19 +156,31 @@ def answered(records: Path) -> None:
 def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
     """Fill `result` as far as it goes; raises Failure when the cell has failed."""
     engine, environment, prompts = (job.usable(Manifest.load(path)) for path in (args.engine, args.environment, args.prompts))
-    adapter = backends.load(cell.backend.adapter)
     lines = [json.loads(line) for line in prompts.file("prompts").read_text().splitlines()]
-    asks = [backends.Ask(line["text"], cell.workload.system_prompt, cell.workload.max_tokens, cell.workload.ignore_eos, cell.workload.temperature, cell.seed) for line in lines]
     result |= {"form": engine.facts["form"], "prompts": prompts.facts, "versions": environment.facts["versions"], "random": bool(engine.facts.get("random"))}
     serve = serving(cell, engine, environment)
-    command = adapter.command(serve)
+    command = backends.load(cell.backend.adapter).command(serve)
     result |= {"command": [part.replace(str(Path.home()), "~") for part in command.argv], "threads": serve.threads}
     records, server_log = args.output.with_name("records.arrow"), args.log.with_name("server.log")
     records.unlink(missing_ok=True)
-    bodies = [adapter.request(ask, serve) for ask in asks]
+    offered = shape(cell, lines)
+    workers = cell.load.workers or drive.workers_for(offered, psutil.cpu_count() or 1)
+    path, asked = conversations(cell, lines, serve)
+    result["asked_tokens"] = [min(cell.workload.max_tokens, line.get("max_tokens", cell.workload.max_tokens)) for line in lines]
+    work = Job(
+        serve.host,
+        serve.port,
+        path,
+        timeout_s=cell.load.request_timeout_s,
+        shape=offered,
+        seed=cell.seed + cell.trial,
+        rest_s=cell.load.rest_s,
+        warmup_requests=cell.load.warmup_requests,
+        workers=workers,
+    )
     try:
         with tempfile.TemporaryDirectory() as scratch, process.serve(command.argv, command.env, server_log, Path(scratch)) as server:
-            result |= uvloop.run(load(cell, server, serve, bodies, records))
+            result |= uvloop.run(load(cell, server, work, asked, records))
             started = time.monotonic()
         result["stop_s"] = round(time.monotonic() - started, 3)
         answered(records)

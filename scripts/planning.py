@@ -18,6 +18,7 @@ from typing import Any
 
 import fingerprint
 import store
+import telemetry
 from experiment import CONVERTER, Experiment, environment, locate
 from failure import RETRIED
 from manifest import Manifest
@@ -107,8 +108,13 @@ class Plan:
         spec = {"weights": self.quantize(model, quantization).key, "backend": self.experiment.backends[backend]}
         return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.code("build.py", *self.adapter(backend)))
 
-    def measure(self, model: str, quantization: str, backend: str, workload: str, concurrency: str | int, trial: str | int) -> Job:
-        cell = self.experiment.cell(model, quantization, backend, workload, concurrency, trial)
+    def calibrate(self) -> Job:
+        """The client's own error and ceiling, on this kind of host."""
+        spec = {"calibration": self.experiment.config["calibration"], "host": {name: telemetry.host()[name] for name in ("cpu", "cores")}}
+        return Job(self.results / "calibrate/client.json", to_json(spec), self.code("calibrate.py", "loadgen/null_server.py"))
+
+    def measure(self, model: str, quantization: str, backend: str, workload: str, offered: str, trial: str | int) -> Job:
+        cell = self.experiment.cell(model, quantization, backend, workload, offered, trial)
         spec = {"cell": cell, "engine": self.build(model, quantization, backend).key, "prompts": self.prompts(model, workload).key}
         return Job(self.results / f"measure/{cell.path}/cell.json", to_json(spec), self.code("measure.py", "runtime/supervise.py", *self.adapter(backend)))
 
@@ -133,7 +139,7 @@ class Plan:
         """
         needed: dict[Path, Job] = {}
         for cell in self.experiment.cells():
-            job = self.measure(cell.model.name, cell.quantization.name, cell.backend.name, cell.workload.name, cell.concurrency, cell.trial)
+            job = self.measure(cell.model.name, cell.quantization.name, cell.backend.name, cell.workload.name, cell.offered.name, cell.trial)
             old = json.loads(job.path.read_text()) if job.path.exists() else None
             reason = unfit(old, job.path) if old else None
             if reason:

@@ -1,4 +1,4 @@
-"""Choose a workload's prompts: filter by length in the model's own tokens, then draw from the seed."""
+"""Choose a workload's prompts: filter by length in the model's own tokens, then draw from the seed, or keep a trace's order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ import job
 from failure import Failure
 from manifest import Manifest
 from spec import Prompts, from_json
+from traces import Arrival, Passages, read
 
 log = logging.getLogger(__name__)
+# What the prompts of a trace are put together from.
+CORPUS = Path(__file__).resolve().parent.parent / "prompts" / "showdown.jsonl"
+CORPUS_COLUMNS = Prompts("file", ("context", "instruction"), "\n\n", 0, 0)
 
 
 def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
@@ -31,11 +35,15 @@ def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise Failure("no_prompts", f"{path.name}, line {number}: not JSON: {error}.", "Each line must be one JSON object.") from error
-        missing = [column for column in prompts.columns if column not in row]
+        missing = [column for column in ([prompts.turns] if prompts.turns else prompts.columns) if column not in row]
         if missing:
             raise Failure(
-                "no_prompts", f"{path.name}, line {number}: no column {', '.join(missing)}; there are {', '.join(row)}.", "Correct `columns` of the prompts in the configuration."
+                "no_prompts",
+                f"{path.name}, line {number}: no column {', '.join(missing)}; there are {', '.join(row)}.",
+                f"Correct `{'turns' if prompts.turns else 'columns'}` of the prompts in the configuration.",
             )
+        if "\\u0000" in line:
+            raise Failure("no_prompts", f"{path.name}, line {number}: it holds a NUL character.", "Take it out: no chat holds one.")
         found.append(row)
     return found
 
@@ -49,30 +57,69 @@ def from_hub(prompts: Prompts) -> Path:
         raise Failure("download_failed", f"{where}: {type(error).__name__}: {str(error)[:300]}", "See that the hub is reachable, or set HF_ENDPOINT to a mirror.") from error
 
 
-def choose(rows: list[dict[str, Any]], prompts: Prompts, seed: int, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-    """The chosen prompts in drawn order: {id, text, tokens, category}; `id` is the row's number in the source, from 0.
+def turns(row: dict[str, Any], prompts: Prompts) -> list[str]:
+    """What the user says in one row, turn by turn: its non-empty columns joined, or the list that stands in the column `turns`."""
+    if prompts.turns:
+        return [turn.strip() for turn in row[prompts.turns]]
+    return [prompts.join.join(row[column].strip() for column in prompts.columns if row[column].strip())]
 
-    A prompt is its non-empty columns, joined. Failure `no_prompts` if none has a length between the bounds.
+
+def choose(rows: list[dict[str, Any]], prompts: Prompts, seed: int, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
+    """The chosen prompts in drawn order: {id, turns, tokens, category}; `id` is the row's number in the source, from 0, and
+    `tokens` counts all turns of the user.
+
+    Failure `no_prompts` if none has a length between the bounds.
     """
-    texts = [prompts.join.join(row[column].strip() for column in prompts.columns if row[column].strip()) for row in rows]
-    lengths = [count_tokens(text) for text in texts]
+    offered = [turns(row, prompts) for row in rows]
+    lengths = [sum(count_tokens(turn) for turn in said) for said in offered]
     fitting = [
-        {"id": number, "text": text, "tokens": length, "category": row.get("category", "")}
-        for number, (row, text, length) in enumerate(zip(rows, texts, lengths, strict=True))
-        if text and prompts.min_tokens <= length <= prompts.max_tokens
+        {"id": number, "turns": said, "tokens": length, "category": row.get("category", "")}
+        for number, (row, said, length) in enumerate(zip(rows, offered, lengths, strict=True))
+        if said and all(said) and prompts.min_tokens <= length <= prompts.max_tokens
     ]
     if not fitting:
-        span = f"they have {min(lengths)} to {max(lengths)}" if lengths else "there are none"
-        raise Failure(
-            "no_prompts", f"No prompt has between {prompts.min_tokens} and {prompts.max_tokens} tokens; {span}.", "Widen min_tokens and max_tokens of the workload's prompts."
-        )
+        raise none_fits(prompts, lengths)
     return random.Random(seed).sample(fitting, min(prompts.count or len(fitting), len(fitting)))
+
+
+def replay(arrivals: list[Arrival], prompts: Prompts, seed: int, passages: Passages, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
+    """The requests of a trace whose prompts lie between the bounds, in its order: {id, turns, tokens, category, max_tokens, at_s}.
+
+    `max_tokens` is the length of the answer in the trace, `at_s` the seconds since the first request that is kept.
+    """
+    kept = [(number, arrival) for number, arrival in enumerate(arrivals) if prompts.min_tokens <= arrival.isl <= prompts.max_tokens]
+    if not kept:
+        raise none_fits(prompts, [arrival.isl for arrival in arrivals])
+    made = []
+    for number, arrival in kept:
+        text = passages.prompt(arrival, number, seed)
+        at_s = round(arrival.at_s - kept[0][1].at_s, 6)
+        made.append({"id": number, "turns": [text], "tokens": count_tokens(text), "category": "", "max_tokens": arrival.osl, "at_s": at_s})
+    return made
+
+
+def none_fits(prompts: Prompts, lengths: list[int]) -> Failure:
+    span = f"they have {min(lengths)} to {max(lengths)}" if lengths else "there are none"
+    return Failure(
+        "no_prompts", f"No prompt has between {prompts.min_tokens} and {prompts.max_tokens} tokens; {span}.", "Widen min_tokens and max_tokens of the workload's prompts."
+    )
 
 
 def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.from_file(str(model.file("hf") / "tokenizer.json"))
-    offered = rows(source or from_hub(prompts), prompts)
-    chosen = choose(offered, prompts, seed, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids))
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    offered: list[Any]
+    if prompts.source == "trace":
+        assert source and prompts.layout
+        offered = read(source, prompts.layout, prompts.count)
+        corpus = " ".join(" ".join(turns(row, CORPUS_COLUMNS)) for row in rows(CORPUS, CORPUS_COLUMNS))
+        chosen = replay(offered, prompts, seed, Passages(corpus, tokenizer), count_tokens)
+    else:
+        offered = rows(source or from_hub(prompts), prompts)
+        chosen = choose(offered, prompts, seed, count_tokens)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in chosen))
     lengths = sorted(prompt["tokens"] for prompt in chosen)
     return {
@@ -80,6 +127,7 @@ def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, fol
         "source": source.name if source else f"{prompts.repo_id} at {prompts.revision}",
         "offered": len(offered),
         "chosen": len(chosen),
+        "turns": max(len(prompt["turns"]) for prompt in chosen),
         "tokens": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
     }
 

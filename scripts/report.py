@@ -43,23 +43,36 @@ def rows_of(results: Path, planned: experiment.Experiment) -> list[dict[str, Any
     for cell in planned.cells():
         summary = json.loads((results / "summarize" / cell.path / "summary.json").read_text())
         names = {"model": cell.model.name, "quantization": cell.quantization.name, "backend": cell.backend.name, "workload": cell.workload.name}
-        rows.append(names | {"users": cell.concurrency, "trial": cell.trial, "path": cell.path, **summary})
+        offered = {"kind": cell.offered.kind, "value": cell.offered.value, "load": loads(cell.offered.kind, cell.offered.value)}
+        lengths = f"{'exactly' if cell.workload.output_length == 'forced' else 'at most'} {cell.workload.max_tokens} tokens an answer"
+        rows.append(names | offered | {"lengths": lengths, "trial": cell.trial, "path": cell.path, **summary})
     order = list(planned.backends)
-    return sorted(rows, key=lambda row: (order.index(row["backend"]), row["users"], row["trial"]))
+    return sorted(rows, key=lambda row: (order.index(row["backend"]), row["value"], row["trial"]))
+
+
+# What a number of each kind of offered load counts, for one and for others.
+UNITS = {"users": ("user", "users"), "rate": ("request/s", "requests/s"), "speed": ("× the trace's speed", "× the trace's speed")}
+
+
+MODES = {
+    "users": "Closed loop: each user sends the next request when the last is answered",
+    "rate": "Open loop: requests arrive at a rate, however fast they are answered",
+    "speed": "Open loop: requests arrive as they did in a recorded trace",
+}
+
+
+def loads(kind: str, value: float) -> str:
+    """An offered load in words: '8 users', '2.5 requests/s'."""
+    return f"{value:g} {UNITS[kind][value != 1]}"
 
 
 def groups_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that belong in one table and one pair of charts: those of one model, quantization and workload."""
-    keys = list(dict.fromkeys((row["model"], row["quantization"], row["workload"]) for row in rows))
-    return [
-        {
-            "model": model,
-            "quantization": quantization,
-            "workload": workload,
-            "rows": [row for row in rows if (row["model"], row["quantization"], row["workload"]) == (model, quantization, workload)],
-        }
-        for model, quantization, workload in keys
-    ]
+    """Rows that belong in one table and one pair of charts: those of one model, quantization, workload and kind of load."""
+    names = ("model", "quantization", "workload", "kind", "lengths")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [dict(zip(names, key, strict=True)) | {"rows": members} for key, members in groups.items()]
 
 
 def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -74,33 +87,33 @@ COMPARED: dict[str, Callable[[dict[str, Any]], tuple[float | None, list[float] |
 
 
 def estimates(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """One estimate for each backend and number of users: {backend, users, value, low, high}.
+    """One estimate for each backend and offered load: {backend, offered, value, low, high}.
 
     Of one trial, its value and the interval within its run. Of several, the mean of their values, with Student's interval
     over the trials (None for two): what differs from run to run is not seen inside one.
     """
     made = []
-    for backend, users in dict.fromkeys((row["backend"], row["users"]) for row in rows):
-        pairs = [COMPARED[name](row["metrics"]) for row in rows if (row["backend"], row["users"]) == (backend, users)]
+    for backend, offered in dict.fromkeys((row["backend"], row["value"]) for row in rows):
+        pairs = [COMPARED[name](row["metrics"]) for row in rows if (row["backend"], row["value"]) == (backend, offered)]
         values = [value for value, _ in pairs if value is not None]
         if not values:
             continue
         low, high = (pairs[0][1] if len(pairs) == 1 else mean_interval(values)) or (None, None)
-        made.append({"backend": backend, "users": users, "value": sum(values) / len(values), "low": low, "high": high})
+        made.append({"backend": backend, "offered": offered, "value": sum(values) / len(values), "low": low, "high": high})
     return made
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each number of users: who gives most tokens, who answers first. Nothing where there is no one to compare.
+    """A sentence for each offered load: who gives most tokens, who answers first. Nothing where there is no one to compare.
 
     Only cells count whose client kept up and whose answers are sound.
     """
     fit = [row for row in measured(rows) if row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"]]
     said = []
-    for users in sorted({row["users"] for row in fit} if len({row["backend"] for row in rows}) > 1 else []):
-        rate, ttft = (leaders([entry for entry in estimates(fit, name) if entry["users"] == users], best) for name, best in (("rate", max), ("ttft", min)))
+    for offered, load in sorted({(row["value"], row["load"]) for row in fit} if len({row["backend"] for row in rows}) > 1 else []):
+        rate, ttft = (leaders([entry for entry in estimates(fit, name) if entry["offered"] == offered], best) for name, best in (("rate", max), ("ttft", min)))
         if rate and ttft:
-            said.append(f"With {users} {'user' if users == 1 else 'users'}: most tokens from {rate}; shortest time to first token from {ttft}.")
+            said.append(f"With {load}: most tokens from {rate}; shortest time to first token from {ttft}.")
     return said
 
 
@@ -115,17 +128,22 @@ def leaders(entries: list[dict[str, Any]], best: Any) -> str:
     return str(first["backend"]) + (f" (not distinguishable from {' and '.join(near)})" if near else "")
 
 
+# Titles of the axis of the offered load.
+AXES = {"users": "concurrent users", "rate": "requests offered a second", "speed": "speed of the trace"}
+
+
 def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]]:
     """The charts of a group, each with its specification and its words: the study's two, then the time lines."""
     rows = measured(group["rows"])
     if not rows:
         return []
     rate, ttft = estimates(rows, "rate"), estimates(rows, "ttft")
+    axis = AXES[group["kind"]]
     made = [
-        ("Time to first token: lower is better", charts.by_concurrency(ttft, backends, "Time to first token, median", "ms")),
-        ("Token rate: higher is better", charts.by_concurrency(rate, backends, "Output token rate, all users together", "tokens/s")),
+        ("Time to first token: lower is better", charts.by_load(ttft, backends, axis, "Time to first token, median", "ms")),
+        ("Token rate: higher is better", charts.by_load(rate, backends, axis, "Output token rate, all users together", "tokens/s")),
     ]
-    for users in sorted({row["users"] for row in rows}):
+    for offered, load in sorted({(row["value"], row["load"]) for row in rows}):
         steps = [
             {
                 "backend": row["backend"],
@@ -136,11 +154,11 @@ def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]
                 "ttft": step["ttft_p50_ms"],
             }
             for row in rows
-            if row["users"] == users
+            if row["value"] == offered
             for step in row["metrics"]["windows"]
         ]
-        made.append((f"Token rate each 5 s, {users} users", charts.time_line(steps, backends, "rate", f"Token rate each 5 s, {users} users", "tokens/s")))
-        made.append((f"TTFT each 5 s, {users} users", charts.time_line(steps, backends, "ttft", f"TTFT each 5 s, {users} users", "ms, median")))
+        made.append((f"Token rate each 5 s, {load}", charts.time_line(steps, backends, "rate", f"Token rate each 5 s, {load}", "tokens/s")))
+        made.append((f"TTFT each 5 s, {load}", charts.time_line(steps, backends, "ttft", f"TTFT each 5 s, {load}", "ms, median")))
     return [{"alt": alt, "spec": spec, "static": {theme: static(spec, theme) for theme in ("light", "dark")}} for alt, spec in made]
 
 
@@ -178,7 +196,7 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip() or "not a git checkout",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("snakemake", "aiohttp", "uvloop", "pandas", "tokenizers")},
+        "packages": {name: version(name) for name in ("snakemake", "uvloop", "httptools", "pandas", "tokenizers")},
     }
 
 
@@ -188,15 +206,15 @@ def table(rows: list[dict[str, Any]], target: Path) -> None:
     for row in rows:
         metrics, failure = row.get("metrics", {}), row["cell"]["failure"] or {}
         low, high = metrics.get("output_token_throughput_interval") or (None, None)
-        entry = {name: row[name] for name in ("model", "quantization", "backend", "workload", "users", "trial")}
+        entry = {name: row[name] for name in ("model", "quantization", "backend", "workload", "kind", "value", "trial")}
         entry |= {"outcome": failure.get("kind", "measured"), "reason": failure.get("reason", ""), "weights": row["cell"].get("form", "")}
         entry |= {"output_token_throughput": metrics.get("output_token_throughput"), "output_token_throughput_low": low, "output_token_throughput_high": high}
-        for name in ("ttft", "tpot", "itl", "e2e_latency"):
+        for name in ("ttft", "ttft_scheduled", "tpot", "itl", "e2e_latency"):
             entry |= {f"{name}_{part}_ms": metrics.get(name, {}).get(part) for part in ("p50", "p90", "p99")}
-        entry |= {name: metrics.get(name) for name in ("user_rate", "request_throughput", "goodput", "requests", "isl", "osl", "in_flight")}
+        entry |= {name: metrics.get(name) for name in ("user_rate", "request_throughput", "goodput", "requests", "isl", "osl", "full_length", "in_flight")}
         entry |= {
             "failed": sum(metrics.get("failures", {}).values()) if metrics else None,
-            "client_valid": metrics.get("client", {}).get("valid"),
+            **{f"client_{name}": metrics.get("client", {}).get(name) for name in ("valid", "cpu_share", "ceiling_share", "ttft_error_ms", "gap_error_ms")},
             "answers_broken": row["evaluation"]["broken"],
         }
         entry |= {"ready_s": row["cell"].get("ready_s"), "first_answer_s": row["cell"].get("first_answer_s")}
@@ -237,10 +255,12 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files if name != "config.yaml")]),
         "preparation": preparation(planned),
         "starts": starts(rows),
+        "calibration": json.loads((results / "calibrate/client.json").read_text()),
         "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),
         "versions": {row["backend"]: row["cell"]["versions"] for row in rows if "versions" in row["cell"]},
         "provenance": provenance(),
         "needed": needed,
+        "modes": MODES,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=jinja2.select_autoescape(["html", "html.j2"]), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

@@ -75,6 +75,9 @@ class Prompts:
     repo_id: str | None = None
     revision: str | None = None
     file: str | None = None
+    turns: str | None = None
+    layout: str | None = None
+    corpus_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Workload:
     prompts: Prompts
     max_tokens: int
     system_prompt: str | None
-    ignore_eos: bool
+    output_length: str
     temperature: float
 
 
@@ -94,6 +97,26 @@ class Load:
     window_s: float
     rest_s: float
     request_timeout_s: float
+    arrivals: str
+    burstiness: float
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The load that a cell offers, by kind: so many 'users' at a time (closed loop), requests a second ('rate', open loop),
+    or a trace's arrivals at so many times their 'speed' (open loop)."""
+
+    kind: str
+    value: float
+
+    @property
+    def name(self) -> str:
+        """Its part of every path: c8, r2.5, x1."""
+        return f"{LETTERS[self.kind]}{self.value:g}"
+
+
+LETTERS = {"users": "c", "rate": "r", "speed": "x"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,7 @@ class Cell:
     quantization: Quantization
     backend: Backend
     workload: Workload
-    concurrency: int
+    offered: Offered
     trial: int
     seed: int
     load: Load
@@ -122,7 +145,7 @@ class Cell:
     @property
     def path(self) -> str:
         """The cell's part of every path; the grammar stands in the Snakefile."""
-        return f"{self.model.name}/{self.quantization.name}/{self.backend.name}/{self.workload.name}/c{self.concurrency}/t{self.trial}"
+        return f"{self.model.name}/{self.quantization.name}/{self.backend.name}/{self.workload.name}/{self.offered.name}/t{self.trial}"
 
 
 def to_json(value: Any) -> str:

@@ -11,20 +11,21 @@ from typing import Any
 from tokenizers import Tokenizer
 
 import job
-from loadgen import record
 from manifest import Manifest, sha256, write_json
-from metrics import cells, requests
+from metrics import cells, client, requests
+from metrics.records import read
 
 log = logging.getLogger(__name__)
 
 
-def summarize(cell: dict[str, Any], records: Path, tokenizer: Tokenizer, slo: dict[str, float], table: Path) -> dict[str, Any]:
+def summarize(cell: dict[str, Any], records: Path, tokenizer: Tokenizer, calibration: dict[str, Any], slo: dict[str, float], table: Path) -> dict[str, Any]:
     """The metrics of one measured cell; writes its request frame to `table`."""
     if sha256(records) != cell["records"]["sha256"]:
         raise SystemExit(f"{records} is not the file that was measured: its hash has changed. Remove {records.with_name('cell.json')} to measure again.")
-    frame = requests.frame(record.read(records), tokenizer)
+    frame = requests.frame(read(records), tokenizer)
     frame.to_parquet(table, index=False)
-    return cells.summary(frame, cell["course"], slo)
+    open_loop = cell["spec"]["cell"]["offered"]["kind"] != "users"
+    return cells.summary(frame, cell["course"], slo, cell["asked_tokens"]) | {"client": client.health(frame, cell["course"], calibration, cell["host"], open_loop)}
 
 
 def without_nan(value: Any) -> Any:
@@ -37,13 +38,15 @@ def without_nan(value: Any) -> Any:
 
 
 def main() -> None:
-    args = job.arguments(__doc__, "cell", "evaluation", "model")
+    args = job.arguments(__doc__, "cell", "evaluation", "model", "calibration")
     cell = json.loads(args.cell.read_text())
     args.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"cell": {name: value for name, value in cell.items() if name != "telemetry"}, "evaluation": json.loads(args.evaluation.read_text())}
     if not cell["failure"]:
         tokenizer = Tokenizer.from_file(str(Manifest.load(args.model).file("hf") / "tokenizer.json"))
-        metrics = summarize(cell, args.cell.with_name("records.arrow"), tokenizer, args.spec["slo"], args.output.with_name("requests.parquet"))
+        metrics = summarize(
+            cell, args.cell.with_name("records.arrow"), tokenizer, json.loads(args.calibration.read_text()), args.spec["slo"], args.output.with_name("requests.parquet")
+        )
         result |= {"metrics": metrics, "machine": machine(cell["telemetry"], cell["course"])}
     write_json(args.output, without_nan(result))
 

@@ -19,9 +19,10 @@ import pytest
 
 import backends
 from conftest import COPIED, ROOT
+from loadgen.wire import frames
 from manifest import Manifest
 from measure import until_ready
-from metrics.stream import events
+from metrics.stream import event
 from runtime import process
 
 
@@ -92,12 +93,12 @@ def test_a_real_server_speaks_as_its_adapter_says(folder: Path, name: str, tmp_p
         assert whole["usage"]["completion_tokens"] <= 24
 
         status, streamed = ask(f"{base}/v1/chat/completions", CHAT | {"stream": True, "stream_options": {"include_usage": True}})
-        told = events(streamed, [1], [len(streamed)])
-        text = "".join(event.content for event in told)
+        told = [event(1, data) for _, data in frames(streamed)]
+        text = "".join(one.content for one in told)
         assert text == whole["choices"][0]["message"]["content"], "whole characters only, and the same ones"
         assert told[-1].done
-        assert [event.usage for event in told if event.usage][-1]["completion_tokens"] == whole["usage"]["completion_tokens"]
-        assert sum(bool(event.content) for event in told) > 3, "a stream, not one lump"
+        assert [one.usage for one in told if one.usage][-1]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        assert sum(bool(one.content) for one in told) > 3, "a stream, not one lump"
 
         _, forced = ask(f"{base}/v1/chat/completions", CHAT | {"ignore_eos": True, "max_tokens": 40})
         assert json.loads(forced)["usage"]["completion_tokens"] == 40

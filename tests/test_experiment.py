@@ -41,7 +41,14 @@ BAD = [
     ("seed", "x", "seed: 'x' is not of type 'integer'"),
     ("concurrencies", [0], "concurrencies[0]: 0 is less than the minimum of 1"),
     ("concurrencies", [2, 2], "concurrencies: [2, 2] has non-unique elements"),
-    ("concurrencies", [], "concurrencies"),
+    ("concurrencies", [], "concurrencies: no load is offered"),
+    ("rates", [0], "rates[0]: 0 is less than or equal to the minimum of 0"),
+    ("speeds", [1], "speeds: no workload replays a trace"),
+    ("load.burstiness", 0.5, "load.burstiness: only arrivals: gamma can be bursty, not poisson"),
+    ("load.arrivals", "weibull", "load.arrivals: 'weibull' is not one of ['constant', 'poisson', 'gamma']"),
+    ("workloads.0.output_length", "long", "workloads[0].output_length: 'long' is not one of ['natural', 'forced']"),
+    ("workloads.0.prompts", {"source": "trace", "path": "x.csv"}, "workloads[0].prompts: 'layout' is a required property"),
+    ("workloads.0.prompts", {"source": "trace", "path": "x.csv", "layout": "azure"}, "workloads[0].prompts.path: there is no file x.csv"),
     ("concurrencies", [64], "server.max_sequences: 8 is less than the largest of concurrencies, 64"),
     ("load.window_s", 0, "load.window_s: 0 is less than or equal to the minimum of 0"),
     ("models.0.gguf", None, "models[0]: 'gguf' is a required property"),
@@ -85,8 +92,26 @@ def test_bad_input_names_file_key_and_remedy(path: str, value: Any, message: str
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("\n \n")
 
-    with pytest.raises(experiment.ConfigError, match=r"none\.jsonl is empty; it must hold one JSON object a line"):
+    with pytest.raises(experiment.ConfigError, match=r"none\.jsonl is empty; it must hold one request a line"):
         experiment.load(changed("workloads.0.prompts.path", str(tmp_path / "none.jsonl")))
+
+
+def test_a_forced_length_is_refused_where_a_backend_cannot_force_it() -> None:
+    config = changed("workloads.0.output_length", "forced")
+    config["backends"] = [{"name": "transformers"}]
+
+    with pytest.raises(experiment.ConfigError, match=r"backends\[0\]: transformers cannot force the length of an answer, as workload 'chat' asks"):
+        experiment.load(config)
+
+
+def test_loads_of_every_kind_make_cells_and_speeds_only_those_of_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    trace = {"name": "azure", "prompts": {"source": "trace", "path": str(tmp_path / "t.csv"), "layout": "azure"}, "max_tokens": 8}
+    config = changed("workloads.-", trace) | {"concurrencies": [8], "rates": [0.5], "speeds": [2], "backends": [{"name": "vllm"}]}
+
+    paths = {cell.path for cell in experiment.load(config).cells()}
+
+    assert paths == {f"smollm2-135m-instruct/none/vllm/{workload}/t1" for workload in ("chat/c8", "chat/r0.5", "azure/c8", "azure/r0.5", "azure/x2")}
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -103,7 +128,7 @@ def test_the_default_is_three_backends_at_two_concurrencies() -> None:
     cells = list(experiment.load(copy.deepcopy(DEFAULT)).cells())
 
     assert {cell.backend.name for cell in cells} == {"llamacpp", "openvino", "vllm"}
-    assert len({cell.concurrency for cell in cells}) == 2
+    assert len({cell.offered for cell in cells}) == 2
     assert len({cell.path for cell in cells}) == len(cells) == 6
 
 

@@ -40,7 +40,7 @@ def test_context_and_instruction_are_joined_and_an_empty_one_leaves_no_seam() ->
 
     chosen = prompts.choose(rows, asked(), 1, words)
 
-    assert sorted(one["text"] for one in chosen) == ["Rain fell.\n\nWhy?", "Who?"]
+    assert sorted(one["turns"] for one in chosen) == [["Rain fell.\n\nWhy?"], ["Who?"]]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 20), st.integers(1, 40), st.integers(0, 9))

@@ -41,12 +41,16 @@ class Command:
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt to be answered, in words common to all backends."""
+    """One prompt to be answered, in words common to all backends.
+
+    `earlier`: what was said before it, user and assistant in turn. `forced`: the answer has max_tokens tokens, neither fewer nor more.
+    """
 
     prompt: str
+    earlier: tuple[str, ...]
     system_prompt: str | None
     max_tokens: int
-    ignore_eos: bool
+    forced: bool
     temperature: float
     seed: int
 
@@ -58,6 +62,7 @@ class Adapter(Protocol):
     WEIGHTS       form of the model it loads: 'hf' (a folder) or 'gguf' (a file)
     METHODS       quantization methods it serves
     READY         path that answers 200 once the server can answer requests
+    FORCES_LENGTH whether a request can ask for exactly max_tokens tokens
     Options       frozen dataclass of its own options, plain types with defaults
     """
 
@@ -65,6 +70,7 @@ class Adapter(Protocol):
     WEIGHTS: str
     METHODS: frozenset[str]
     READY: str
+    FORCES_LENGTH: bool
     Options: Any
 
     @staticmethod
@@ -101,9 +107,8 @@ def nothing_to_build(weights: str) -> Callable[[Manifest, Path], dict[str, Any]]
 
 def openai_chat(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
     """OpenAI's chat completions, streamed, with usage; the fields are those of its public reference."""
-    messages = [{"role": "user", "content": ask.prompt}]
-    if ask.system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": ask.system_prompt})
+    messages = [{"role": "system", "content": ask.system_prompt}] if ask.system_prompt is not None else []
+    messages += [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate((*ask.earlier, ask.prompt))]
     return "/v1/chat/completions", {
         "model": serve.served_name,
         "messages": messages,
@@ -116,6 +121,6 @@ def openai_chat(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
 
 
 def openai_chat_ignore_eos(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
-    """`openai_chat` with the extension `ignore_eos` that vLLM, llama.cpp and others take."""
+    """`openai_chat` with the extension `ignore_eos` that vLLM, llama.cpp and others take: with it an answer ends at max_tokens only."""
     path, body = openai_chat(ask, serve)
-    return path, body | ({"ignore_eos": True} if ask.ignore_eos else {})
+    return path, body | ({"ignore_eos": True} if ask.forced else {})

@@ -11,6 +11,7 @@ ENVIRONMENT = "openvino"
 WEIGHTS = "gguf"
 METHODS = frozenset({"none", "gguf"})
 READY = "/health"
+FORCES_LENGTH = True
 
 build = nothing_to_build(WEIGHTS)
 request = openai_chat_ignore_eos

@@ -11,6 +11,7 @@ ENVIRONMENT = "transformers"
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+FORCES_LENGTH = False
 
 build = nothing_to_build(WEIGHTS)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from backends import Command, Serve, nothing_to_build, openai_chat_ignore_eos
+from backends import Ask, Command, Serve, nothing_to_build, openai_chat_ignore_eos
 
 ENVIRONMENT = "vllm"
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+FORCES_LENGTH = True
 
 build = nothing_to_build(WEIGHTS)
-request = openai_chat_ignore_eos
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ def command(serve: Serve) -> Command:
     env = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}"}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": serve.host}
     return Command(argv + list(serve.args), env)
+
+
+def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
+    path, body = openai_chat_ignore_eos(ask, serve)
+    return path, body | ({"min_tokens": ask.max_tokens} if ask.forced else {})
 
 
 def native_dtype() -> str:

@@ -1,39 +1,37 @@
-"""Drive a closed loop: warm up, ramp, hold for the window, follow every request of the window to its end."""
+"""Drive a load: worker processes on one clock warm up, ramp, hold for the window, and follow every request of it to its end."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import itertools
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
-import aiohttp
-import numpy as np
+from loadgen import record
+from loadgen.conversation import Template
+from loadgen.schedule import Shape
+from loadgen.worker import Job, until_first
 
-from loadgen import client
-from loadgen.record import Record
-from loadgen.schedule import User
-
-PROGRESS_S = 5.0
-LAG_STEP_S = 0.02
-# A user whose request failed waits before the next, twice as long each time in a row: no hot loop against a sick server.
-PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
-# A request belongs to the window by the moment it is sent, which is a little later than the moment it is begun.
-EARLY_NS = 1_000_000_000
+SCRIPTS = Path(__file__).resolve().parent.parent
+# Streams for which one process is enough on any machine (benchmarks/loadgen), and the cores that a further one should find.
+STREAMS_A_WORKER = 512
+CORES_A_WORKER = 4
+# How long an answer is taken to last where the number of streams follows from a rate.
+ANSWER_S = 10.0
+# From the word to start until the clock does: connections are opened in it.
+LEAD_NS = 500_000_000
+GRACE_S = 20.0
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where requests go: one URL, and one body for each prompt."""
-
-    url: str
-    bodies: list[bytes]
-    timeout_s: float
+class WorkerDied(RuntimeError):
+    """A worker process ended before it was told to: a defect of the load generator, or the machine killed it."""
 
 
 @dataclass
@@ -41,159 +39,152 @@ class Course:
     """How a run went, by the client's own clock (perf_counter_ns), and what the client itself added.
 
     The clock starts with the first user; the window starts when all users are in, and ends before the first one stops.
-    lag_ms is how late the event loop came back from short sleeps inside the window; cpu_share is this process's CPU time
-    over the window's length, in cores.
+    lag_ms        how late the event loops came back from short sleeps inside the window: p50, p99 and max of the worst process
+    cpu_shares    CPU time of each process over the window's length, in cores
+    sockets, retries, unstamped, clock_steps    loadgen.client.Counts, all processes together
     """
 
     clock_ns: int
     window_start_ns: int
     window_end_ns: int
-    users: int
-    lag_ms: dict[str, float] = field(default_factory=dict)
-    cpu_share: float = 0.0
-    warmup_s: float = 0.0
+    warmup_s: float
+    lag_ms: dict[str, float]
+    cpu_shares: list[float]
+    sockets: int
+    retries: int
+    unstamped: int
+    clock_steps: int
 
 
-class Run:
-    """The state that users share: who is active, which requests of the window are still open, what progress says."""
+def workers_for(shape: Shape, cores: int) -> int:
+    """How many processes a load needs, as far as there are cores to run them beside a server."""
+    if shape.users is not None:
+        streams: float = shape.users
+    elif shape.rate is not None:
+        streams = shape.rate * ANSWER_S
+    else:
+        arrivals = shape.arrivals_s or ()
+        streams = len(arrivals) / max(1.0, arrivals[-1]) * ANSWER_S if arrivals else 1
+    return max(1, min(-(-int(streams) // STREAMS_A_WORKER), cores // CORES_A_WORKER))
 
-    def __init__(self, target: Target, put: Callable[[Record], None]):
-        self.target, self.put = target, put
-        self.active = self.finished = self.failed = 0
-        self.open_in_window = 0
-        self.window_start_ns = self.window_end_ns = 0
-        self.over = asyncio.Event()
-        self.recent: deque[tuple[int, int]] = deque(maxlen=4096)
 
-    async def request(self, session: aiohttp.ClientSession, record: Record) -> None:
-        """Send one and hand its record over, even when cancelled half-way."""
-        started = perf_counter_ns()
-        counts = self.window_start_ns - EARLY_NS <= started < self.window_end_ns
-        self.open_in_window += counts
+class Worker:
+    """One worker process, seen from here."""
+
+    def __init__(self, process: asyncio.subprocess.Process):
+        self.process = process
+
+    async def hear(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = await self.process.stdout.readline()
+        if not line:
+            raise WorkerDied(f"a process of the load generator ended with code {await self.process.wait()}")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def tell(self, what: dict[str, Any]) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(what).encode() + b"\n")
+
+
+@asynccontextmanager
+async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequence[Path]) -> AsyncIterator[list[Worker]]:
+    """The workers of a job, one for each file of records; told to stop at the end, and killed if they do not."""
+    workers: list[Worker] = []
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps(one) + "\n" for one in (asdict(job), *conversations))
+        file.flush()
+        environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
         try:
-            await client.send(session, self.target.url, self.target.bodies[record.prompt], record, self.target.timeout_s)
+            for number, part in enumerate(parts):
+                command = [sys.executable, "-m", "loadgen.worker"]
+                workers.append(Worker(await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment)))
+                workers[-1].tell({"file": file.name, "number": number, "records": str(part)})
+            yield workers
+            for worker in workers:
+                worker.tell({"stop": True})
+            ends = await asyncio.wait_for(asyncio.gather(*(worker.process.communicate() for worker in workers)), GRACE_S)
+            codes = [worker.process.returncode for worker in workers]
+            if any(codes):
+                raise WorkerDied(f"processes of the load generator ended with codes {codes} after {len(ends)} were told to stop")
         finally:
-            self.open_in_window -= counts
-            self.note(record)
-            self.put(record)
-        if perf_counter_ns() >= self.window_end_ns and self.open_in_window == 0:
-            self.over.set()
-
-    def note(self, record: Record) -> None:
-        """For the progress line only: events by counting bytes, first read as TTFT."""
-        self.finished += 1
-        self.failed += record.outcome != "complete"
-        if record.read_ns and record.sent_ns:
-            self.recent.append((record.body.count(b"\ndata:"), record.read_ns[0] - record.sent_ns))
-
-    async def user(self, session: aiohttp.ClientSession, user: User, clock_ns: int, rest_s: float) -> None:
-        await sleep_until(clock_ns + user.start_ns)
-        self.active += 1
-        scheduled_ns, failures = clock_ns + user.start_ns, 0
-        for turn, prompt in enumerate(itertools.cycle(user.prompts)):
-            record = Record(user.number, turn, "load", prompt, scheduled_ns)
-            await self.request(session, record)
-            failures = failures + 1 if record.outcome != "complete" else 0
-            pause = rest_s if not failures else max(rest_s, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (failures - 1)))
-            scheduled_ns = perf_counter_ns() + round(pause * 1e9)
-            await sleep_until(scheduled_ns)
+            for worker in workers:
+                if worker.process.returncode is None:
+                    await ended(worker.process)
 
 
-async def sleep_until(moment_ns: int) -> None:
-    await asyncio.sleep(max(0, moment_ns - perf_counter_ns()) / 1e9)
-
-
-async def warm_up(session: aiohttp.ClientSession, run: Run, users: int, requests: int) -> None:
-    """Send `requests` with as many at a time as there will be users."""
-    numbers = iter(range(requests))
-
-    async def worker(user: int) -> None:
-        for number in numbers:
-            record = Record(user, number, "warmup", number % len(run.target.bodies), perf_counter_ns())
-            await run.request(session, record)
-
-    await asyncio.gather(*(worker(user) for user in range(min(users, requests))))
-
-
-async def closed_loop(
-    target: Target,
-    users: list[User],
-    warmup_requests: int,
-    ramp_s: float,
-    window_s: float,
-    rest_s: float,
-    put: Callable[[Record], None],
-    progress: Callable[[str], None],
-    watch: Callable[[], Awaitable[None]],
-) -> Course:
-    """Run the users' schedule and give its course; every request's record goes to `put`.
-
-    `watch` runs beside the load and ends it by raising, for example when the server has died; what it raises is raised
-    here, after the records of the requests under way have been put.
-    """
-    run = Run(target, put)
-    async with client.session() as session:
-        watching = asyncio.ensure_future(watch())
-        warming = perf_counter_ns()
-        await first_of(warm_up(session, run, len(users), warmup_requests), watching)
-        warmed = perf_counter_ns()
-        gc.collect()
-        gc.freeze()
-        clock_ns = perf_counter_ns()
-        run.active = run.finished = run.failed = 0
-        run.window_start_ns = clock_ns + round(ramp_s * 1e9)
-        run.window_end_ns = run.window_start_ns + round(window_s * 1e9)
-        course = Course(clock_ns, run.window_start_ns, run.window_end_ns, len(users), warmup_s=(warmed - warming) / 1e9)
-        tasks = [asyncio.ensure_future(run.user(session, user, clock_ns, rest_s)) for user in users]
-        helpers = [asyncio.ensure_future(tell(run, clock_ns, progress)), asyncio.ensure_future(measure_self(course))]
-        try:
-            await first_of(until_over(run), watching, *tasks)
-        finally:
-            for task in [*tasks, *helpers, watching]:
-                task.cancel()
-            await asyncio.gather(*tasks, *helpers, watching, return_exceptions=True)
-            gc.unfreeze()
-    return course
-
-
-async def first_of(work: Awaitable[None], *others: asyncio.Future[None]) -> None:
-    """Wait for `work`, unless one of the others ends by raising first; then raise that."""
-    working = asyncio.ensure_future(work)
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Close the pipe, which ends a worker with its records written; kill one that stays."""
+    assert process.stdin
+    process.stdin.close()
     try:
-        done, _ = await asyncio.wait([working, *others], return_when=asyncio.FIRST_COMPLETED)
-        for future in done:
-            future.result()
+        await asyncio.wait_for(process.wait(), GRACE_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def run(job: Job, conversations: Sequence[list[Template]], records: Path, progress: Callable[[str], None], watch: Callable[[], Awaitable[None]]) -> Course:
+    """Run a load and give its course; every request's record goes to the file `records`, also where the run fails.
+
+    `watch` runs beside the load and ends it by raising, for example when the server has died; what it raises is raised here.
+    """
+    parts = [records.with_name(f"{records.name}.{number}") for number in range(job.workers)]
+    said: list[Course] = []
+
+    async def whole() -> None:
+        async with started(job, conversations, parts) as workers:
+            said.append(await conduct(job, workers, progress))
+
+    async def watching() -> None:
+        await watch()
+        await asyncio.Event().wait()
+
+    try:
+        await until_first(whole(), watching())
     finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        record.merge(parts, records)
+    return said[0]
 
 
-async def until_over(run: Run) -> None:
-    """Wait for the end of the window and of every request started in it; the others keep up the load meanwhile."""
-    await sleep_until(run.window_end_ns)
-    while run.open_in_window:
-        run.over.clear()
-        await run.over.wait()
+async def conduct(job: Job, workers: list[Worker], progress: Callable[[str], None]) -> Course:
+    """Start the clock when all are warm, and pass on what they tell until all have seen their requests end."""
+    warm = [(await worker.hear())["warm"] for worker in workers]
+    clock_ns = perf_counter_ns() + LEAD_NS
+    window_start_ns = clock_ns + round(job.shape.ramp_s * 1e9)
+    window_end_ns = window_start_ns + round(job.shape.window_s * 1e9)
+    for worker in workers:
+        worker.tell({"clock_ns": clock_ns})
+    ticks: dict[int, dict[int, dict[str, Any]]] = {}
+
+    async def follow(number: int) -> dict[str, Any]:
+        for step in range(1, sys.maxsize):
+            heard = await workers[number].hear()
+            if "drained" in heard:
+                drained: dict[str, Any] = heard["drained"]
+                return drained
+            told = ticks.setdefault(step, {})
+            told[number] = heard["tick"]
+            if len(told) == len(workers):
+                now_s = step * job.tick_s
+                phase = "ramp" if now_s < job.shape.ramp_s else "window" if now_s <= job.shape.ramp_s + job.shape.window_s else "drain"
+                progress(line(now_s, phase, list(ticks.pop(step).values()), job.tick_s))
+        raise AssertionError("unreachable")
+
+    ends = await asyncio.gather(*(follow(number) for number in range(len(workers))))
+    return Course(
+        clock_ns,
+        window_start_ns,
+        window_end_ns,
+        warmup_s=max(warm),
+        lag_ms={name: max(end["lag_ms"][name] for end in ends) for name in ("p50", "p99", "max")},
+        cpu_shares=[end["cpu_share"] for end in ends],
+        **{name: sum(end[name] for end in ends) for name in ("sockets", "retries", "unstamped", "clock_steps")},
+    )
 
 
-async def tell(run: Run, clock_ns: int, progress: Callable[[str], None]) -> None:
-    """One line each five seconds."""
-    for step in itertools.count(1):
-        await sleep_until(clock_ns + round(step * PROGRESS_S * 1e9))
-        recent = [run.recent.popleft() for _ in range(len(run.recent))]
-        rate = sum(events for events, _ in recent) / PROGRESS_S
-        ttft = f"{np.median([first for _, first in recent]) / 1e6:.0f} ms" if recent else "-"
-        phase = "ramp" if perf_counter_ns() < run.window_start_ns else "window" if perf_counter_ns() <= run.window_end_ns else "drain"
-        progress(f"{step * PROGRESS_S:4.0f} s  {phase:6}  users {run.active}  tokens/s ~{rate:.0f}  TTFT ~{ttft}  requests {run.finished}  errors {run.failed}")
-
-
-async def measure_self(course: Course) -> None:
-    """Fill in the event loop's lag and this process's CPU share, over the window."""
-    await sleep_until(course.window_start_ns)
-    lags, cpu = [], time.process_time()
-    while (now := perf_counter_ns()) < course.window_end_ns:
-        await asyncio.sleep(LAG_STEP_S)
-        lags.append((perf_counter_ns() - now) / 1e6 - LAG_STEP_S * 1e3)
-        course.cpu_share = (time.process_time() - cpu) * 1e9 / (perf_counter_ns() - course.window_start_ns)
-        if len(lags) % 50 == 0 or now + LAG_STEP_S * 2e9 > course.window_end_ns:
-            course.lag_ms = {"p50": float(np.percentile(lags, 50)), "p99": float(np.percentile(lags, 99)), "max": max(lags)}
+def line(now_s: float, phase: str, ticks: list[dict[str, Any]], tick_s: float) -> str:
+    """What progress says of the last seconds, from the ticks of all workers."""
+    active, finished, failed, events, answers = (sum(tick[name] for tick in ticks) for name in ("active", "finished", "failed", "events", "answers"))
+    ttft = f"{sum(tick['ttft_ms'] * tick['answers'] for tick in ticks if tick['answers']) / answers:.0f} ms" if answers else "-"
+    return f"{now_s:4.0f} s  {phase:6}  in flight {active}  tokens/s ~{events / tick_s:.0f}  TTFT ~{ttft}  requests {finished}  errors {failed}"

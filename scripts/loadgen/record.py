@@ -8,69 +8,79 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 log = logging.getLogger(__name__)
-FLUSH_S = 1.0
+FLUSH_S, STEPS = 1.0, 10
+BUSY = 16
+BATCH_BYTES = 1 << 20
+OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 SCHEMA = pa.schema(
     [
         ("user", pa.int32()),
+        ("sequence", pa.int32()),
+        ("prompt", pa.int32()),
         ("turn", pa.int32()),
         ("phase", pa.string()),
-        ("prompt", pa.int32()),
         ("scheduled_ns", pa.int64()),
         ("sent_ns", pa.int64()),
-        ("headers_ns", pa.int64()),
         ("done_ns", pa.int64()),
         ("status", pa.int32()),
+        ("retries", pa.int32()),
         ("outcome", pa.string()),
         ("error", pa.string()),
         ("read_ns", pa.list_(pa.int64())),
         ("read_bytes", pa.list_(pa.int32())),
-        ("body", pa.binary()),
+        ("wire", pa.binary()),
     ]
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """What happened to one request. Times are perf_counter_ns (CLOCK_MONOTONIC); None for what never came.
 
-    phase         'warmup' or 'load'
-    prompt        index in the list of bodies
-    scheduled_ns  when its user was free to send it;  sent_ns  when its bytes were handed to the socket
-    read_ns       when each read returned;  read_bytes  how many bytes it gave;  body  all of them, joined
+    sequence      number of the request among its user's;  phase  'probe', 'warmup' or 'load'
+    prompt        index of the conversation;  turn  which of its turns, from 0
+    scheduled_ns  when it was to be sent: when its user was free, or its arrival in an open loop
+    sent_ns       just before its first byte was handed to the socket;  done_ns  when this process knew that it was over
+    status        of the response's head;  retries  1 if a kept connection proved closed and it was sent again on another
+    read_ns       when the kernel received the bytes of each read, the last of them where several had come;
+    read_bytes    how many bytes each read gave;  wire  all of them, head and framing included
     outcome       'complete' (the response ended as HTTP says it must), 'overloaded' (429 or 503), 'http_error' (any
                   other status but 200), 'connect_error', 'disconnected' (cut off), 'timeout', 'cancelled' (by the end of the run)
     """
 
     user: int
+    sequence: int
+    prompt: int
     turn: int
     phase: str
-    prompt: int
     scheduled_ns: int
     sent_ns: int | None = None
-    headers_ns: int | None = None
     done_ns: int | None = None
     status: int | None = None
+    retries: int = 0
     outcome: str = "cancelled"
     error: str | None = None
-    read_ns: list[int] = field(default_factory=list)
-    read_bytes: list[int] = field(default_factory=list)
-    body: bytes = b""
+    read_ns: Sequence[int] | npt.NDArray[np.int64] = ()
+    read_bytes: Sequence[int] | npt.NDArray[np.int32] = ()
+    wire: bytes = b""
 
 
 class Writer:
-    """Takes records from the event loop without waiting; a thread writes them, about once a second.
+    """Takes records from the event loop without waiting; a thread writes them, in small batches.
 
-    `failed` is the exception that ended the thread, such as a full disk.
+    A large one would hold the interpreter for tens of milliseconds, most of them to get fresh memory. `failed` is the
+    exception that ended the thread, such as a full disk.
     """
 
     def __init__(self, path: Path):
@@ -86,21 +96,28 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            options = pa.ipc.IpcWriteOptions(compression="zstd")
-            with self.path.open("wb") as sink, pa.ipc.new_stream(sink, SCHEMA, options=options) as stream:
+            with self.path.open("wb") as sink, pa.ipc.new_stream(sink, SCHEMA, options=OPTIONS) as stream:
                 while not self.closing.is_set() or not self.waiting.empty():
-                    records = self._gather()
-                    if records:
-                        columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
-                        stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
-                        sink.flush()
+                    for records in self._gather():
+                        stream.write_batch(_batch(records))
+                    sink.flush()
         except Exception as error:  # told by close() and seen by the run, which ends for it
             self.failed = error
 
-    def _gather(self) -> list[Record]:
-        """The records of about one second."""
-        self.closing.wait(FLUSH_S)
-        return [self.waiting.get() for _ in range(self.waiting.qsize())]
+    def _gather(self) -> Iterator[list[Record]]:
+        """What has come in a tenth of a second, or in a second while it is little, in batches."""
+        for _ in range(STEPS):
+            if self.closing.wait(FLUSH_S / STEPS) or self.waiting.qsize() >= BUSY:
+                break
+        batch, size = [], 0
+        for _ in range(self.waiting.qsize()):
+            batch.append(self.waiting.get())
+            size += len(batch[-1].wire)
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
     def close(self) -> None:
         """Write what is left; raises what ended the thread, if anything did."""
@@ -108,6 +125,11 @@ class Writer:
         self.thread.join()
         if self.failed:
             raise self.failed
+
+
+def _batch(records: list[Record]) -> pa.RecordBatch:
+    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
 @contextmanager
@@ -119,18 +141,23 @@ def writing(path: Path) -> Iterator[Writer]:
         writer.close()
 
 
-def read(path: Path) -> pd.DataFrame:
-    """All whole batches of a stream of records, one row a record; one cut short gives what came before the cut.
+def merge(parts: Sequence[Path], target: Path) -> None:
+    """Join the streams of several writers into one file, and remove them; a part that was never begun is none."""
+    with target.open("wb") as sink, pa.ipc.new_stream(sink, SCHEMA, options=OPTIONS) as stream:
+        for part in parts:
+            for batch in batches(part) if part.exists() else ():
+                stream.write_batch(batch)
+            part.unlink(missing_ok=True)
 
-    Integers that may be missing are pandas' nullable ones: a float would round nanoseconds.
-    """
-    batches = []
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """All whole batches of a stream of records; of one cut short, those before the cut."""
+    count = 0
     with path.open("rb") as source:
         try:
             with pa.ipc.open_stream(source) as stream:
                 for batch in stream:
-                    batches.append(batch)
+                    yield batch
+                    count += 1
         except (pa.ArrowInvalid, OSError, EOFError) as error:
-            log.warning("%s was cut short after %d batches: %s", path, len(batches), error)
-    nullable = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
-    return pa.Table.from_batches(batches, SCHEMA).to_pandas(types_mapper=nullable.get)
+            log.warning("%s was cut short after %d batches: %s", path, count, error)

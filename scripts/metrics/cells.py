@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,11 @@ from metrics import windows
 from metrics.statistics import mean_interval, median_interval, percentile
 
 DISAGREEMENT = 0.02
-# Beyond these the client, not the server, may have made the numbers.
-CLIENT_CPU_SHARE = 0.8
-CLIENT_LAG_P99_MS = 20.0
-WAKE_UP_MS = 1.0
 
 
-def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float]) -> dict[str, Any]:
-    """The metrics of a cell, over its window. `requests` is the request frame, warm-up and drain included.
+def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float], asked_tokens: Sequence[int]) -> dict[str, Any]:
+    """The metrics of a cell, over its window. `requests` is the request frame, warm-up and drain included; `asked_tokens` the
+    longest answer to each prompt.
 
     output_token_throughput  tokens whose event arrived in the window / its length, tokens/s, whatever became of the request;
                              its interval is Student's over the five-second steps (they are not quite independent)
@@ -27,6 +25,7 @@ def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float
     itl                      ms: the gap before an event / its tokens, once for each of its tokens; chunk_gap: the gap alone
     user_rate                tokens/s of one user while decoding: the median of 1 / tpot
     goodput                  requests sent in the window that met every objective / all of them, failures included
+    full_length              'ok' answers that went on to as many tokens as were asked / all of them
     failures                 count by outcome of those that were not 'ok', of the requests sent in the window
     """
     start, end = course["window_start_ns"], course["window_end_ns"]
@@ -61,9 +60,9 @@ def summary(requests: pd.DataFrame, course: dict[str, Any], slo: dict[str, float
         "goodput": good(sent, slo).mean() if slo and len(sent) else None,
         "isl": float(ok.prompt_tokens.mean()) if ok.prompt_tokens.notna().any() else None,
         "osl": float(ok.tokens.mean()) if len(ok) else None,
+        "full_length": float((ok.tokens >= ok.prompt.map(lambda prompt: asked_tokens[prompt])).mean()) if len(ok) else None,
         "in_flight": windows.in_flight(load, start, end),
         "tokens": counts | {"source": "usage" if usage else "retokenized", "disagree": differing, "flagged": differing is not None and differing > DISAGREEMENT},
-        "client": client(course, load),
         "windows": steps.to_dict("records"),
     }
 
@@ -102,26 +101,3 @@ def good(requests: pd.DataFrame, slo: dict[str, float]) -> pd.Series:
 def disagree(usage: float, retokenized: float) -> float | None:
     """Relative difference between the server's count and one tokenization; events, which hold several tokens, are not compared."""
     return max(usage, retokenized) / min(usage, retokenized) - 1 if usage and retokenized else None
-
-
-def client(course: dict[str, Any], load: pd.DataFrame) -> dict[str, Any]:
-    """What the client itself added, and whether it may have been the limit.
-
-    error_ms: the stated error of a single time stamp: how late the event loop came back at p99, plus 1 ms for the kernel
-    to wake two processes that share a machine. It can only make times longer, never shorter.
-    """
-    late = (load.sent_ns - load.scheduled_ns).dropna().to_numpy(float) / 1e6
-    lag = course["lag_ms"]
-    reasons = []
-    if course["cpu_share"] > CLIENT_CPU_SHARE:
-        reasons.append(f"the client used {course['cpu_share']:.2f} of one core")
-    if lag and lag["p99"] > CLIENT_LAG_P99_MS:
-        reasons.append(f"its event loop was {lag['p99']:.0f} ms late at p99")
-    return {
-        "cpu_share": course["cpu_share"],
-        "lag_ms": lag,
-        "error_ms": lag["p99"] + WAKE_UP_MS if lag else None,
-        "send_late_ms": {"p50": percentile(late, 50), "p99": percentile(late, 99), "max": float(late.max()) if len(late) else None},
-        "valid": not reasons,
-        "reason": " and ".join(reasons),
-    }

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from tokenizers import Tokenizer
 
-from metrics.stream import Event, events
+from metrics.stream import Event, answer
 
 NONE = pd.NA
 
@@ -27,29 +27,31 @@ def frame(records: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
     tokens_usage, tokens_retokenized, tokens_events   the server's count, one tokenization of the whole text, events with text
     tokens           the count used: the server's where it gave one, else retokenized
     prompt_tokens    the server's count
+    reads            how many reads brought the answer
     event_ns, event_tokens   arrays: the events with text, and the tokens that each completed (they add up to `tokens`)
     text, finish     the answer, and why it ended
     """
-    streams = [events(body, read_ns, read_bytes) for body, read_ns, read_bytes in zip(records.body, records.read_ns, records.read_bytes, strict=True)]
+    read = [answer(wire, read_ns, read_bytes) for wire, read_ns, read_bytes in zip(records.wire, records.read_ns, records.read_bytes, strict=True)]
+    streams = [events for events, _ in read]
     texts = ["".join(event.text for event in stream) for stream in streams]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     rows = []
-    for record, stream, text, encoding in zip(records.itertuples(), streams, texts, encodings, strict=True):
+    for record, (stream, head_ns), text, encoding in zip(records.itertuples(), read, texts, encodings, strict=True):
         told = [event for event in stream if event.text]
         usage = next((event.usage for event in reversed(stream) if event.usage), {})
         retokenized = len(encoding.ids)
         tokens = usage.get("completion_tokens", retokenized)
         event_tokens = spread(tokens, [end for _, end in encoding.offsets], [len(event.text) for event in told])
         first, last = (told[0].time_ns, told[-1].time_ns) if told else (NONE, NONE)
-        answer = next((event.time_ns for event in told if event.content), NONE)
+        content = next((event.time_ns for event in told if event.content), NONE)
         rows.append(
             {
                 "outcome": outcome(record.outcome, stream, text),
                 "error": next((event.error for event in stream if event.error), record.error),
                 "ttft_ns": first - record.sent_ns,
                 "ttft_scheduled_ns": first - record.scheduled_ns,
-                "ttft_answer_ns": answer - record.sent_ns,
-                "ttft_headers_ns": record.headers_ns - record.sent_ns,
+                "ttft_answer_ns": content - record.sent_ns,
+                "ttft_headers_ns": head_ns - record.sent_ns if head_ns is not None else NONE,
                 "ttft_frame_ns": stream[0].time_ns - record.sent_ns if stream else NONE,
                 "e2e_latency_ns": last - record.sent_ns,
                 "tpot_ns": (last - first) / (tokens - 1) if told and tokens > 1 else NONE,
@@ -64,7 +66,8 @@ def frame(records: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
                 "finish": next((event.finish for event in stream if event.finish), None),
             }
         )
-    kept = records.drop(columns=["outcome", "error", "body", "read_ns", "read_bytes"]).reset_index(drop=True)
+    kept = records.drop(columns=["outcome", "error", "wire", "read_ns", "read_bytes"]).reset_index(drop=True)
+    kept["reads"] = [len(reads) for reads in records.read_ns]
     made = pd.DataFrame(rows, columns=COLUMNS)
     numbers = [name for name in COLUMNS if (name.endswith("_ns") and name != "event_ns") or ("tokens" in name and name != "event_tokens")]
     return kept.join(made.astype(dict.fromkeys(numbers, "Float64")))

@@ -1,20 +1,15 @@
-"""The bytes of one streamed answer into events, each with the time of the read that completed it.
-
-Server-sent events as https://html.spec.whatwg.org/multipage/server-sent-events.html defines them: lines end with CR,
-LF or CRLF, a blank line completes an event, lines that begin with ':' are comments, an event cut off is none.
-"""
+"""The bytes of one streamed answer into events, each with the time of the read that completed it."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-LINE = re.compile(rb"([^\r\n]*)(\r\n|\r|\n)")
+from loadgen import wire
 
 
 @dataclass(frozen=True)
@@ -35,22 +30,15 @@ class Event:
         return self.reasoning + self.content
 
 
-def frames(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each complete event's data with the offset just behind its blank line."""
-    data: list[bytes] = []
-    for line in LINE.finditer(body):
-        text = line[1]
-        if text.startswith(b"data:"):
-            data.append(text[5:].removeprefix(b" "))
-        elif not text and data:
-            yield line.end(), b"\n".join(data)
-            data = []
+def answer(received: bytes, read_ns: Sequence[int], read_bytes: Sequence[int]) -> tuple[list[Event], int | None]:
+    """Events of a response that arrived in reads of `read_bytes` bytes at `read_ns`, and when its head was complete (ns).
 
-
-def events(body: bytes, read_ns: Sequence[int], read_bytes: Sequence[int]) -> list[Event]:
-    """Events of an answer that arrived in reads of `read_bytes` bytes at `read_ns`. Any split gives the same texts."""
-    ends = np.cumsum(read_bytes)
-    return [event(int(read_ns[int(np.searchsorted(ends, end))]), data) for end, data in frames(body)]
+    Any split gives the same texts.
+    """
+    body, brought, head = wire.body(received, read_bytes)
+    ends = np.cumsum(brought)
+    events = [event(int(read_ns[int(np.searchsorted(ends, end))]), data) for end, data in wire.frames(body)]
+    return events, None if head is None else int(read_ns[head])
 
 
 def event(time_ns: int, data: bytes) -> Event:

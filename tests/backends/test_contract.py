@@ -24,7 +24,7 @@ def serve(name: str, **changes: Any) -> backends.Serve:
 
 
 def ask(**changes: Any) -> backends.Ask:
-    settings: dict[str, Any] = {"prompt": "Why?", "system_prompt": None, "max_tokens": 16, "ignore_eos": False, "temperature": 0, "seed": 7}
+    settings: dict[str, Any] = {"prompt": "Why?", "earlier": (), "system_prompt": None, "max_tokens": 16, "forced": False, "temperature": 0, "seed": 7}
     return backends.Ask(**(settings | changes))
 
 
@@ -91,13 +91,27 @@ def test_a_system_prompt_comes_first_and_only_if_there_is_one(name: str) -> None
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
 
 
-@pytest.mark.parametrize("name", ["llamacpp", "openvino", "vllm"])
-def test_ignore_eos_is_sent_where_the_server_knows_it(name: str) -> None:
-    assert backends.load(name).request(ask(ignore_eos=True), serve(name))[1]["ignore_eos"] is True
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_said_before_comes_before_in_turn(name: str) -> None:
+    _, body = backends.load(name).request(ask(earlier=("Hello.", "Hi!"), system_prompt="Be kind."), serve(name))
+
+    assert [(message["role"], message["content"]) for message in body["messages"]] == [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Why?")]
+
+
+FORCED = {"llamacpp": {"ignore_eos": True}, "openvino": {"ignore_eos": True}, "vllm": {"ignore_eos": True, "min_tokens": 16}, "transformers": {}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forced_length_is_asked_for_in_the_servers_own_words(name: str) -> None:
+    adapter = backends.load(name)
+    natural, forced = (adapter.request(ask(forced=forced), serve(name))[1] for forced in (False, True))
+
+    assert forced == natural | FORCED[name]
+    assert bool(FORCED[name]) == adapter.FORCES_LENGTH
 
 
 def test_transformers_is_sent_no_field_that_it_rejects() -> None:
-    _, body = backends.load("transformers").request(ask(ignore_eos=True), serve("transformers"))
+    _, body = backends.load("transformers").request(ask(forced=True), serve("transformers"))
 
     assert not {"ignore_eos", "seed"} & set(body)
     assert body["model"] == "/store/download/key/data/hf"

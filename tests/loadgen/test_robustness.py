@@ -7,6 +7,8 @@ import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import perf_counter_ns
 
 import pandas as pd
 import pytest
@@ -17,7 +19,8 @@ from tokenizers import Tokenizer
 from loadgen import client, record
 from metrics import requests
 
-Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
+# What a server does with a request; a true value keeps the connection.
+Handler = Callable[[asyncio.StreamWriter], Awaitable[object]]
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 CHUNKED = HEAD.replace(b"Connection", b"Transfer-Encoding: chunked\r\nConnection")
@@ -36,22 +39,43 @@ def chunk(data: bytes) -> bytes:
 
 def sent_to(handler: Handler, timeout_s: float = 5.0) -> record.Record:
     """The record of one request to a server that reads it and then does as `handler` says."""
+    [made] = all_sent_to(handler, 1, timeout_s)
+    return made
+
+
+def all_sent_to(handler: Handler, requests: int, timeout_s: float = 5.0) -> list[record.Record]:
+    """The records of requests, one after another as one user sends them."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"{}")
-            await handler(writer)
-            await writer.drain()
+            while not writer.is_closing():
+                await reader.readuntil(b"{}")
+                keep = await handler(writer)
+                await writer.drain()
+                if not keep:
+                    break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
-    async def run() -> record.Record:
-        made = record.Record(0, 0, "load", 0, 0)
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, client.session() as session:
+    def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.ensure_future(serve(reader, writer)))
+
+    serving: list[asyncio.Task[None]] = []
+
+    async def run() -> list[record.Record]:
+        made = []
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            await client.send(session, f"http://127.0.0.1:{port}/", b"{}", made, timeout_s)
+            connection = client.Connection("127.0.0.1", port)
+            for _ in range(requests):
+                made.append(record.Record(0, 0, 0, 0, "load", 0))
+                await connection.send(client.post("127.0.0.1", port, "/", b"{}"), made[-1], timeout_s)
+            connection.close()
+            await asyncio.gather(*serving)
         return made
 
     return asyncio.run(run())
@@ -59,7 +83,7 @@ def sent_to(handler: Handler, timeout_s: float = 5.0) -> record.Record:
 
 def judged(made: record.Record, tokenizer: Tokenizer) -> pd.Series:
     frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
-    return requests.frame(frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "headers_ns", "done_ns", "status"), "Int64")), tokenizer).iloc[0]
+    return requests.frame(frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64")), tokenizer).iloc[0]
 
 
 def writes(*parts: bytes) -> Handler:
@@ -107,14 +131,29 @@ def status(line: bytes, *headers: bytes) -> bytes:
     return b"HTTP/1.1 " + line + b"\r\n" + b"".join(header + b"\r\n" for header in headers) + b"Content-Length: 4\r\nConnection: close\r\n\r\nbusy"
 
 
+def told_length(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 # name, what the server does, the client's outcome, the outcome of the answer, its text
 TABLE: list[tuple[str, Handler, str, str, str]] = [
     ("one byte at a time", trickle, "complete", "ok", "Grüße aus Köln"),
     ("chunked, a chunk in two writes", writes(CHUNKED, b"%x\r\n" % len(event("ab")), event("ab")[:9], event("ab")[9:] + b"\r\n", chunk(END), chunk(b"")), "complete", "ok", "ab"),
     ("ten megabytes in one event", writes(HEAD, event("x" * 10_000_000), END), "complete", "ok", "x" * 10_000_000),
     ("reset", reset_after(CHUNKED, chunk(event("a"))), "disconnected", "disconnected", "a"),
-    # aiohttp takes any end of a body that only its end delimits for a good one; the answer is a failure all the same.
-    ("reset, with a body that only its end delimits", reset_after(HEAD, event("a")), "complete", "truncated", "a"),
+    ("reset, with a body that only its end delimits", reset_after(HEAD, event("a"), END), "disconnected", "disconnected", "a"),
+    (
+        "chunked, with extensions and a trailer",
+        writes(CHUNKED, b"%x;a=b\r\n%s\r\n" % (len(event("ab") + END), event("ab") + END), b"0\r\nX-Late: 1\r\n\r\n"),
+        "complete",
+        "ok",
+        "ab",
+    ),
+    ("a body of a told length", writes(told_length(event("ab") + END)), "complete", "ok", "ab"),
+    ("an announcement first", writes(b"HTTP/1.1 100 Continue\r\n\r\n", told_length(event("ab") + END)), "complete", "ok", "ab"),
+    ("events that end with CRLF", writes(CHUNKED, *(chunk(part.replace(b"\n", b"\r\n")) for part in (event("a"), event("b"), END)), chunk(b"")), "complete", "ok", "ab"),
+    ("bytes after the end", writes(CHUNKED, chunk(event("ab") + END), chunk(b"") + b"garbage"), "complete", "ok", "ab"),
+    ("a chunk without a length", writes(CHUNKED, chunk(event("a")), b"zz\r\n"), "disconnected", "disconnected", "a"),
     ("closed before any answer", writes(), "disconnected", "disconnected", ""),
     ("not HTTP", writes(b"SSH-2.0-OpenSSH\r\n\r\n"), "disconnected", "disconnected", ""),
     ("429 with Retry-After", writes(status(b"429 Too Many Requests", b"Retry-After: 3")), "overloaded", "overloaded", ""),
@@ -138,20 +177,20 @@ def test_what_a_server_did_is_what_is_recorded(handler: Handler, outcome: str, a
     assert made.outcome == outcome, made.error
     assert found.outcome == answer
     assert found.text == text
-    assert sum(made.read_bytes) == len(made.body)
+    assert sum(made.read_bytes) == len(made.wire)
     assert len(made.read_bytes) == len(made.read_ns)
     assert made.done_ns is not None
     assert made.error or outcome == "complete"
 
 
 def test_an_answer_without_end_is_cut_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LARGEST_BODY", 1 << 20)
+    monkeypatch.setattr(client, "LARGEST_ANSWER", 1 << 20)
 
     made = sent_to(endless)
 
     assert made.outcome == "disconnected"
     assert "more than 1048576 bytes" in (made.error or "")
-    assert len(made.body) < (1 << 20) + client.READ_BUFFER
+    assert len(made.wire) <= (1 << 20) + client.READ_BUFFER
 
 
 @settings(max_examples=15, deadline=None)
@@ -165,3 +204,88 @@ def test_any_split_of_the_bytes_gives_the_same_answer(data: st.DataObject, token
 
     assert found.outcome == "ok"
     assert found.text == "Grüße 😀 "
+
+
+WHOLE = CHUNKED.replace(b"\r\nConnection: close", b"") + chunk(event("a") + END) + chunk(b"")
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_opened_anew() -> None:
+    before = client.counts.sockets
+
+    records = all_sent_to(writes(WHOLE), 3)
+
+    assert [made.outcome for made in records] == ["complete"] * 3
+    assert client.counts.sockets - before == 3
+    assert [made.retries for made in records] == [0, 0, 0] or sum(made.retries for made in records) <= 2, "whether the end was seen before the next request is chance"
+
+
+def test_a_kept_connection_is_used_again() -> None:
+    async def keeps(writer: asyncio.StreamWriter) -> bool:
+        writer.write(WHOLE)
+        return True
+
+    before = client.counts.sockets
+
+    assert [made.outcome for made in all_sent_to(keeps, 3)] == ["complete"] * 3
+    assert client.counts.sockets - before == 1
+
+
+def test_a_request_on_a_kept_connection_that_proves_dead_is_sent_again_once() -> None:
+    asked = 0
+
+    async def dies_on_the_second(writer: asyncio.StreamWriter) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # it was read, and no byte of an answer comes
+            return False
+        writer.write(WHOLE)
+        return True
+
+    records = all_sent_to(dies_on_the_second, 2)
+
+    assert [(made.outcome, made.retries) for made in records] == [("complete", 0), ("complete", 1)]
+    assert asked == 3
+
+
+def test_a_large_request_is_sent_whole() -> None:
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.1)
+        length = int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        writer.write(told_length(event(str(body.count(b"x"))) + END))
+        writer.close()
+        await writer.wait_closed()
+
+    async def run() -> record.Record:
+        made = record.Record(0, 0, 0, 0, "load", 0)
+        async with await asyncio.start_server(read, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            connection = client.Connection("127.0.0.1", port)
+            await connection.send(client.post("127.0.0.1", port, "/", b"x" * 20_000_000), made, 10)
+            connection.close()
+        return made
+
+    made = asyncio.run(run())
+    assert made.outcome == "complete"
+    assert b"20000000" in made.wire
+
+
+def test_without_the_kernels_stamps_reads_are_stamped_here_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the kernel or a sandbox does not give them."""
+    monkeypatch.setattr(client, "STAMP_BYTES", 0)
+    before, now = client.counts.unstamped, perf_counter_ns()
+
+    made = sent_to(writes(WHOLE))
+
+    assert client.counts.unstamped - before == len(made.read_ns) > 0
+    assert now < made.read_ns[0] <= (made.done_ns or 0)
+
+
+def test_a_step_of_the_wall_clock_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = client.counts.clock_steps
+    monkeypatch.setattr(client.counts, "offset_ns", client.counts.offset_ns - 5_000_000)
+
+    sent_to(writes(WHOLE))
+
+    assert client.counts.clock_steps - before == 1

@@ -11,7 +11,8 @@ import pytest
 from metrics import cells, windows
 
 S = 1_000_000_000
-COURSE: dict[str, Any] = {"clock_ns": 0, "window_start_ns": 10 * S, "window_end_ns": 30 * S, "lag_ms": {"p50": 0.1, "p99": 0.5, "max": 1.0}, "cpu_share": 0.1}
+COURSE: dict[str, Any] = {"clock_ns": 0, "window_start_ns": 10 * S, "window_end_ns": 30 * S}
+ASKED = [100]
 
 
 def request(sent_s: float, first_s: float, tokens: int, gap_s: float, outcome: str = "ok", phase: str = "load", **fields: Any) -> dict[str, Any]:
@@ -19,7 +20,16 @@ def request(sent_s: float, first_s: float, tokens: int, gap_s: float, outcome: s
     times = np.array([round((first_s + gap_s * number) * S) for number in range(tokens)], dtype=np.int64)
     last = int(times[-1]) if tokens else round(sent_s * S)
     made = {
-        **{"user": 0, "phase": phase, "outcome": outcome, "scheduled_ns": round(sent_s * S), "sent_ns": round(sent_s * S), "done_ns": last + S // 100},
+        **{
+            "user": 0,
+            "prompt": 0,
+            "phase": phase,
+            "reads": tokens,
+            "outcome": outcome,
+            "scheduled_ns": round(sent_s * S),
+            "sent_ns": round(sent_s * S),
+            "done_ns": last + S // 100,
+        },
         **{"ttft_ns": int(times[0]) - round(sent_s * S) if tokens else pd.NA, "e2e_latency_ns": last - round(sent_s * S) if tokens else pd.NA},
         **{"tpot_ns": (last - int(times[0])) / (tokens - 1) if tokens > 1 else pd.NA, "event_ns": times, "event_tokens": np.ones(tokens)},
         **{"tokens": tokens, "tokens_usage": tokens, "tokens_retokenized": tokens, "tokens_events": tokens, "prompt_tokens": 7},
@@ -41,7 +51,7 @@ def test_tokens_count_by_their_own_time_and_latencies_by_the_start() -> None:
         request(12, 12.2, 3, 0.1, phase="warmup"),
     )
 
-    found = cells.summary(requests, COURSE, {})
+    found = cells.summary(requests, COURSE, {}, ASKED)
 
     assert found["output_token_throughput"] == pytest.approx((6 + 5 + 3) / 20)
     assert found["requests"] == 2
@@ -62,7 +72,7 @@ def test_failures_stay_in_the_denominator() -> None:
         request(16, 16, 0, 0, outcome="connect_error", sent_ns=pd.NA),
     )
 
-    found = cells.summary(requests, COURSE, slo)
+    found = cells.summary(requests, COURSE, slo, ASKED)
 
     assert found["requests"] == 6
     assert found["failures"] == {"timeout": 1, "connect_error": 1}
@@ -72,7 +82,7 @@ def test_failures_stay_in_the_denominator() -> None:
 def test_a_gap_is_shared_by_the_tokens_that_end_it() -> None:
     requests = frame(request(11, 11.2, 3, 0.1) | {"event_tokens": np.array([1.0, 1.0, 4.0]), "tokens": 6})
 
-    found = cells.summary(requests, COURSE, {})
+    found = cells.summary(requests, COURSE, {}, ASKED)
 
     # gaps 100 ms (1 token) and 100 ms (4 tokens): itl 100, 25, 25, 25, 25
     assert found["chunk_gap"]["n"] == 2
@@ -84,7 +94,7 @@ def test_a_gap_is_shared_by_the_tokens_that_end_it() -> None:
 def test_counts_that_disagree_are_told() -> None:
     requests = frame(*[request(11, 11.2, 10, 0.1) | {"tokens_retokenized": 9}] * 3)
 
-    tokens = cells.summary(requests, COURSE, {})["tokens"]
+    tokens = cells.summary(requests, COURSE, {}, ASKED)["tokens"]
 
     assert tokens["source"] == "usage"
     assert tokens["disagree"] == pytest.approx(10 / 9 - 1)
@@ -94,19 +104,17 @@ def test_counts_that_disagree_are_told() -> None:
 def test_one_answer_without_usage_changes_the_source() -> None:
     requests = frame(request(11, 11.2, 10, 0.1), request(12, 12.2, 10, 0.1) | {"tokens_usage": pd.NA})
 
-    assert cells.summary(requests, COURSE, {})["tokens"]["source"] == "retokenized"
+    assert cells.summary(requests, COURSE, {}, ASKED)["tokens"]["source"] == "retokenized"
 
 
-@pytest.mark.parametrize(("change", "word"), [({"cpu_share": 0.95}, "core"), ({"lag_ms": {"p50": 1.0, "p99": 80.0, "max": 90.0}}, "late")])
-def test_a_cell_whose_client_was_the_limit_is_invalid(change: dict[str, Any], word: str) -> None:
-    found = cells.summary(frame(request(11, 11.2, 5, 0.1)), COURSE | change, {})["client"]
+def test_answers_shorter_than_asked_are_told() -> None:
+    requests = frame(request(11, 11.2, 100, 0.01), request(12, 12.2, 99, 0.01))
 
-    assert not found["valid"]
-    assert word in found["reason"]
+    assert cells.summary(requests, COURSE, {}, ASKED)["full_length"] == pytest.approx(1 / 2)
 
 
 def test_a_cell_without_one_good_request_has_dashes_not_zeros() -> None:
-    found = cells.summary(frame(request(11, 11, 0, 0, outcome="timeout")), COURSE, {"ttft_ms": 1})
+    found = cells.summary(frame(request(11, 11, 0, 0, outcome="timeout")), COURSE, {"ttft_ms": 1}, ASKED)
 
     assert found["ttft"]["p50"] is None
     assert found["user_rate"] is None

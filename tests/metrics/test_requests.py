@@ -9,32 +9,35 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stream import USAGE, delta, sse
+from test_stream import HEAD, USAGE, delta, sse
 from tokenizers import Tokenizer
 
 from loadgen import record
 from metrics import requests
+from metrics.records import read
 
 FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def records(*reads: tuple[int, bytes], **fields: Any) -> pd.DataFrame:
-    """One record whose reads are (time, bytes)."""
+    """One record whose reads are (time, bytes of the body); the head came at 105."""
     given = {
         "user": 0,
+        "sequence": 0,
+        "prompt": 0,
         "turn": 0,
         "phase": "load",
-        "prompt": 0,
         "scheduled_ns": 90,
         "sent_ns": 100,
-        "headers_ns": 105,
         "done_ns": 999,
         "status": 200,
         "outcome": "complete",
     } | fields
-    made = record.Record(**given, read_ns=[time for time, _ in reads], read_bytes=[len(data) for _, data in reads], body=b"".join(data for _, data in reads))
+    if reads:
+        reads = ((105, HEAD), *reads)
+    made = record.Record(**given, read_ns=[time for time, _ in reads], read_bytes=[len(data) for _, data in reads], wire=b"".join(data for _, data in reads))
     frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
-    return frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "headers_ns", "done_ns", "status"), "Int64"))
+    return frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64"))
 
 
 def row(frame: pd.DataFrame) -> Any:
@@ -88,8 +91,8 @@ ENDS = [
     ("error_event", [(120, sse(delta(content="a"), b"{broken", FINISH))], {}),
     ("truncated", [], {}),
     ("disconnected", [(120, sse(delta(content="a")))], {"outcome": "disconnected"}),
-    ("timeout", [], {"outcome": "timeout", "headers_ns": None, "status": None}),
-    ("connect_error", [], {"outcome": "connect_error", "sent_ns": None, "headers_ns": None, "status": None}),
+    ("timeout", [], {"outcome": "timeout", "status": None}),
+    ("connect_error", [], {"outcome": "connect_error", "sent_ns": None, "status": None}),
     ("http_error", [(120, b"oops")], {"outcome": "http_error", "status": 500}),
 ]
 
@@ -121,6 +124,6 @@ def test_nanoseconds_survive_a_missing_value(tmp_path: Any) -> None:
     late = 2**53 + 1
     with record.writing(tmp_path / "r.arrow") as writer:
         for sent in (late, None):
-            writer.put(record.Record(0, 0, "load", 0, late, sent_ns=sent))
+            writer.put(record.Record(0, 0, 0, 0, "load", late, sent_ns=sent))
 
-    assert record.read(tmp_path / "r.arrow").sent_ns[0] == late
+    assert read(tmp_path / "r.arrow").sent_ns[0] == late

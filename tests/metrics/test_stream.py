@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.stream import Event, events, frames
+from loadgen.wire import frames
+from metrics.stream import Event, answer
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 def sse(*values: object, end: bytes = b"\n") -> bytes:
@@ -17,6 +20,13 @@ def sse(*values: object, end: bytes = b"\n") -> bytes:
 
 def delta(**fields: object) -> dict[str, object]:
     return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def events(body: bytes, read_ns: list[int], read_bytes: list[int]) -> list[Event]:
+    """Events of a body whose first read also brought the head."""
+    found, head_ns = answer(HEAD + body, read_ns, [len(HEAD) + read_bytes[0], *read_bytes[1:]])
+    assert head_ns == read_ns[0]
+    return found
 
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
@@ -54,13 +64,14 @@ def test_bytes_to_events(body: bytes, expected: list[Event]) -> None:
 
 @pytest.mark.parametrize("data", [b"{not json", b"[1, 2]", b"3"])
 def test_an_event_that_is_no_object_is_an_error_event(data: bytes) -> None:
-    [event] = events(sse(data), [7], [100])
+    [event] = events(sse(data), [7], [len(sse(data))])
     assert event.error is not None
     assert event.error.startswith("invalid event")
 
 
 def test_invalid_utf8_is_replaced_not_raised() -> None:
-    [event] = events(b'data: {"choices": [{"text": "\xff\xfea"}]}\n\n', [7], [100])
+    body = b'data: {"choices": [{"text": "\xff\xfea"}]}\n\n'
+    [event] = events(body, [7], [len(body)])
     assert event.content == "\N{REPLACEMENT CHARACTER}" * 2 + "a"
 
 

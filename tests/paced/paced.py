@@ -11,6 +11,7 @@ ENVIRONMENT = None
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+FORCES_LENGTH = True
 
 build = nothing_to_build(WEIGHTS)
 request = openai_chat

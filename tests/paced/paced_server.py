@@ -1,7 +1,7 @@
 """A server that does no work but keeps time: the first token after exactly --ttft-ms, then one each --gap-ms.
 
 Speaks OpenAI's streaming chat. Each event says when it was written (`sent_ns`, CLOCK_MONOTONIC) and the first also when
-the request had arrived, so that a test compares a client's stamps with the truth. Faults are asked for by name.
+the request had arrived and what it said, so that a test compares a client's stamps with the truth. Faults are asked for by name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 FAULTS = ("none", "no-start", "never-ready", "refuse", "die", "die-of-memory", "cut", "error-event", "silent", "stall")
 
@@ -22,32 +23,35 @@ class Server:
         self.served = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection until the client closes it, or says that it will."""
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            arrived = time.perf_counter_ns()
-            lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-            await reader.readexactly(int(lengths[0]) if lengths else 0)
-            if head.startswith(b"GET"):
-                status = b"503 Service Unavailable" if self.fault == "never-ready" else b"200 OK"
-                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-                await writer.drain()
-            else:
-                self.served += 1
-                await self.answer(writer, arrived, self.fault if self.served > self.fault_after else "none")
+            head = b""
+            while b"connection: close" not in head.lower() and not writer.is_closing():
+                head = await reader.readuntil(b"\r\n\r\n")
+                arrived = time.perf_counter_ns()
+                lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+                body = await reader.readexactly(int(lengths[0]) if lengths else 0)
+                if head.startswith(b"GET"):
+                    status = b"503 Service Unavailable" if self.fault == "never-ready" else b"200 OK"
+                    writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nok")
+                    await writer.drain()
+                else:
+                    self.served += 1
+                    await self.answer(writer, arrived, json.loads(body), self.fault if self.served > self.fault_after else "none")
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
-    async def answer(self, writer: asyncio.StreamWriter, arrived: int, fault: str) -> None:
+    async def answer(self, writer: asyncio.StreamWriter, arrived: int, asked: dict[str, Any], fault: str) -> None:
         if fault in ("die", "die-of-memory"):
             print("terminate called after throwing std::bad_alloc" if fault == "die-of-memory" else "segmentation fault, so to speak", flush=True)
             os._exit(1)
         if fault == "refuse":
-            writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+            writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\noops")
             return
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
-        self.send(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "arrived_ns": arrived})
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.send(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "arrived_ns": arrived, "heard": asked.get("messages", [])})
         if fault == "silent":
             self.send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             self.end(writer)

@@ -92,7 +92,7 @@ def test_the_table_holds_every_cell(reported: Path) -> None:
     with (reported / "summary.csv").open() as source:
         rows = list(csv.DictReader(source))
 
-    assert [(row["backend"], row["users"], row["outcome"]) for row in rows] == [
+    assert [(row["backend"], row["value"], row["outcome"]) for row in rows] == [
         ("paced", "1", "measured"),
         ("paced", "2", "measured"),
         ("broken", "1", "server_died"),
@@ -113,7 +113,7 @@ def test_the_markdown_has_the_same_rows(reported: Path) -> None:
 
 
 def entry(backend: str, value: float, low: float | None, high: float | None) -> dict[str, Any]:
-    return {"backend": backend, "users": 2, "value": value, "low": low, "high": high}
+    return {"backend": backend, "offered": 2, "value": value, "low": low, "high": high}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_winner_is_named_with_those_it_cannot_be_told_from(entries: Any, said:
 
 def row(backend: str, rate: float, ttft: float | None, trial: int = 1) -> dict[str, Any]:
     metrics = {"output_token_throughput": rate, "output_token_throughput_interval": [rate - 1, rate + 1], "ttft": {"p50": ttft, "p50_interval": None}, "client": {"valid": True}}
-    return {"backend": backend, "users": 2, "trial": trial, "metrics": metrics, "evaluation": {"broken": False}}
+    return {"backend": backend, "value": 2, "load": "2 users", "trial": trial, "metrics": metrics, "evaluation": {"broken": False}}
 
 
 def test_one_trial_has_the_interval_of_its_run() -> None:

@@ -22,6 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chec
     folder = tmp_path_factory.mktemp("finished") / "checkout"
     folder.mkdir()
     made = Checkout(folder, tiny_model)
+    shutil.rmtree(made.folder / "results")
     made.snakemake("report")
     return made
 
@@ -77,7 +78,9 @@ TABLE: list[tuple[str, Callable[[Checkout], None], dict[str, int]]] = [
     ("the checks of the configuration", append("scripts/experiment.py", "X = 1\n"), {"report": 1}),
     ("this backend's file", append("scripts/backends/paced.py", "X = 1\n"), {"build": 1, **BOTH}),
     ("this backend's server", append("scripts/servers/paced_server.py", "X = 1\n"), {"build": 1, **BOTH}),
-    ("the load generator", append("scripts/loadgen/client.py", "X = 1\n"), BOTH),
+    ("the load generator", append("scripts/loadgen/client.py", "X = 1\n"), {"calibrate": 1, **BOTH}),
+    ("its worker process", append("scripts/loadgen/worker.py", "X = 1\n"), {"calibrate": 1, **BOTH}),
+    ("the server it is calibrated against", append("scripts/loadgen/null_server.py", "X = 1\n"), {"calibrate": 1, "summarize": 2, "report": 1}),
     ("the supervisor", append("scripts/runtime/supervise.py", "X = 1\n"), BOTH),
     ("a metric", append("scripts/metrics/cells.py", "X = 1\n"), {"summarize": 2, "report": 1}),
     ("how answers are judged", append("scripts/evaluate.py", "X = 1\n"), {"evaluate": 2, "summarize": 2, "report": 1}),
@@ -85,6 +88,7 @@ TABLE: list[tuple[str, Callable[[Checkout], None], dict[str, int]]] = [
     ("the report's style", append("report/style.css", "p { }\n"), {"report": 1}),
     ("the report's charts", append("report/charts.py", "X = 1\n"), {"report": 1}),
     ("a further concurrency", configure(concurrencies=[1, 2, 3]), {**CELL, "report": 1}),
+    ("a request rate", configure(rates=[2]), {**CELL, "report": 1}),
     ("a concurrency less", configure(concurrencies=[1]), {"report": 1}),
     ("another seed", configure(seed=1), {"prompts": 1, **BOTH}),
     ("a further trial", configure(trials=2), {"measure": 2, "evaluate": 2, "summarize": 2, "report": 1}),
