@@ -84,9 +84,11 @@ async def until_ready(server: process.Process, url: str, timeout_s: float) -> fl
 async def first_answer(work: Job, first: conversation.Template) -> float | None:
     """Seconds that one request takes right after the server is ready: what a cold server costs its first user. None if it failed."""
     probe = record.Record(0, 0, 0, 0, "probe", perf_counter_ns())
-    connection = client.Connection(work.host, work.port)
+    receiver = client.Receiver()
+    connection = client.Connection(receiver, work.host, work.port)
     await connection.send(client.post(work.host, work.port, work.path, conversation.fill(first, [])), probe, work.timeout_s)
     connection.close()
+    receiver.close()
     if probe.outcome != "complete":
         log.warning("the first request failed: %s: %s", probe.outcome, probe.error)
         return None

@@ -1,20 +1,22 @@
 """Send one request and stamp what comes back: a small HTTP/1.1 client that does no work while bytes arrive.
 
 A read costs one recvmsg into a common buffer, which also brings the moment at which the kernel received the bytes
-(SO_TIMESTAMPNS), so that a time does not depend on how late this process came to read. Nothing is parsed but the head,
-and the end where the bytes look like one; the rest is read out of the record after the run.
+(SO_TIMESTAMPNS), so that a time does not depend on how late this process came to read. All connections that have bytes are
+read in one loop (an epoll set that the event loop watches as one file). Nothing is parsed but the head, and the end where the
+bytes look like one; the rest is read out of the record after the run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-
-import numpy as np
+from typing import Any
 
 from loadgen.record import Record
 from loadgen.wire import Response
@@ -32,8 +34,9 @@ END = b"\r\n\r\n"
 # Readings of the two clocks differ by microseconds from one another; more than this, and the wall clock was set.
 STEP_NS = 1_000_000
 
-_buffer = memoryview(bytearray(READ_BUFFER))
-_buffers = [_buffer]
+MOST_READY = 1024
+REST_S = 0.001
+CLOSING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 def realtime_offset() -> int:
@@ -65,14 +68,96 @@ def post(host: str, port: int, path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
+class Receiver:
+    """Reads the connections of a running event loop."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        # File -> recvmsg_into, where its stamps, sizes and bytes go, and the connection.
+        self.live: dict[int, tuple[Callable[..., Any], Callable[[bytes], None], Callable[[int], None], bytearray, Connection]] = {}
+        self.buffer = memoryview(bytearray(READ_BUFFER))
+        self.loop = asyncio.get_running_loop()
+        self.resting: asyncio.TimerHandle | None = None
+        self.loop.add_reader(self.epoll.fileno(), self._drain)
+
+    def close(self) -> None:
+        if self.resting:
+            self.resting.cancel()
+        self.loop.remove_reader(self.epoll.fileno())
+        self.epoll.close()
+
+    def watch(self, connection: Connection, made: socket.socket) -> None:
+        """Edge-triggered: a connection is reported when bytes come, not as long as they lie there."""
+        self.expect(connection, made)
+        self.epoll.register(made, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+
+    def expect(self, connection: Connection, made: socket.socket) -> None:
+        """From now on what comes belongs to the connection's present answer."""
+        self.live[made.fileno()] = (made.recvmsg_into, connection.stamps.frombytes, connection.sizes.append, connection.wire, connection)
+
+    def forget(self, made: socket.socket) -> None:
+        self.live.pop(made.fileno(), None)
+        self.epoll.unregister(made)
+
+    def _drain(self) -> None:
+        """The hot path: some microseconds for each read."""
+        live, buffer, buffers = self.live, self.buffer, [self.buffer]
+        ready = self.epoll.poll(0, MOST_READY)
+        self._rest(bool(ready))
+        for file, events in ready:
+            if file not in live:  # closed by what came before it
+                continue
+            receive, stamp, sized, wire, connection = live[file]
+            size = READ_BUFFER
+            try:
+                # A read that does not fill the buffer has emptied the socket; where it is closing there is its end to read.
+                while size == READ_BUFFER or (size and events & CLOSING):
+                    size, told, _, _ = receive(buffers, STAMP_BYTES)
+                    if not size:
+                        connection.closed()
+                        break
+                    if told:
+                        stamp(told[0][2])
+                    else:
+                        connection.stamp_here()
+                    sized(size)
+                    wire += buffer[:size]
+                    if connection.eager or wire.endswith(END) or len(wire) > LARGEST_ANSWER:
+                        connection.parse()
+                        if file not in live or live[file][3] is not wire:
+                            break
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                connection.ended(f"{type(error).__name__}: {error}")
+
+    def _rest(self, busy: bool) -> None:
+        """Let bytes gather for a moment while they come: being woken for each costs more than reading it, and the kernel stamps them."""
+        if busy:
+            if not self.resting:
+                self.loop.remove_reader(self.epoll.fileno())
+            self.resting = self.loop.call_later(REST_S, self._drain)
+        elif self.resting:
+            self.resting = None
+            self.loop.add_reader(self.epoll.fileno(), self._drain)
+
+
 class Connection:
     """A user's connection, opened anew when the server has closed it; carries one request at a time."""
 
-    def __init__(self, host: str, port: int):
-        self.address = (host, port)
+    def __init__(self, receiver: Receiver, host: str, port: int):
+        self.receiver, self.address = receiver, (host, port)
         self.socket: socket.socket | None = None
         self.used = False
         self.done: asyncio.Future[str | None] | None = None
+        self.response = Response()
+        self._expect_nothing()
+
+    def _expect_nothing(self) -> None:
+        """Between requests: any byte that comes is one too many."""
+        self.response.release()
+        self.response, self.fed, self.eager = Response(), 0, True
+        self.stamps, self.sizes, self.wire = array("q"), array("i"), bytearray()
 
     async def open(self) -> None:
         """Raises OSError where nobody listens."""
@@ -81,18 +166,16 @@ class Connection:
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(made, self.address)
+            await asyncio.get_running_loop().sock_connect(made, self.address)
         except BaseException:
             made.close()
             raise
         self.socket, self.used = made, False
-        self.receive = made.recvmsg_into
-        loop.add_reader(made, self._readable)
+        self.receiver.watch(self, made)
 
     def close(self) -> None:
         if self.socket:
-            asyncio.get_running_loop().remove_reader(self.socket)
+            self.receiver.forget(self.socket)
             self.socket.close()
             self.socket = None
 
@@ -119,13 +202,13 @@ class Connection:
 
     async def _exchange(self, request: bytes, record: Record) -> str | None:
         """One attempt; gives what cut the answer off, or None."""
-        self.response, self.fed = Response(), 0
-        self.stamps, self.sizes, self.wire = array("q"), array("i"), bytearray()
+        self._expect_nothing()
         if not self.socket:
             await self.open()
         assert self.socket
         loop = asyncio.get_running_loop()
         self.done = loop.create_future()
+        self.receiver.expect(self, self.socket)
         self.used = True
         record.sent_ns = perf_counter_ns()
         try:
@@ -139,53 +222,40 @@ class Connection:
             await loop.sock_sendall(self.socket, memoryview(request)[sent:])
         return await self.done
 
-    def _readable(self) -> None:
-        try:
-            size, told, _, _ = self.receive(_buffers, STAMP_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._ended(f"{type(error).__name__}: {error}")
-            return
-        if not size or self.done is None:
-            self._closed()
-            return
-        if told:
-            self.stamps.frombytes(told[0][2])
-        else:
-            self.stamps.extend(divmod(time.time_ns(), 1_000_000_000))
-            counts.unstamped += 1
-        self.sizes.append(size)
-        wire = self.wire
-        wire += _buffer[:size]
-        if self.response.delimited == "length" or self.response.status is None or wire.endswith(END) or len(wire) > LARGEST_ANSWER:
-            self._parse()
+    def stamp_here(self) -> None:
+        """The time of a read that the kernel did not stamp."""
+        self.stamps.extend(divmod(time.time_ns(), 1_000_000_000))
+        counts.unstamped += 1
 
-    def _parse(self) -> None:
+    def parse(self) -> None:
         """Feed what has not been fed, and see whether the answer is complete."""
+        if self.done is None:
+            self.close()
+            return
         try:
             self.response.feed(bytes(memoryview(self.wire)[self.fed :]))
         except ValueError as error:
-            self._ended(None if self.response.ended else str(error))
+            self.ended(None if self.response.ended else str(error))
             return
         self.fed = len(self.wire)
+        self.eager = self.response.status is None or self.response.delimited == "length"
         if self.response.ended:
             if not self.response.reusable:
                 self.close()
             self._resolve(None)
         elif len(self.wire) > LARGEST_ANSWER:
-            self._ended(f"more than {LARGEST_ANSWER} bytes")
+            self.ended(f"more than {LARGEST_ANSWER} bytes")
 
-    def _closed(self) -> None:
+    def closed(self) -> None:
         """The server closed the connection: the end of the answer, if that is how its end is told."""
         if self.done is not None and self.fed < len(self.wire):
-            self._parse()
+            self.parse()
         if self.done is not None and self.response.status is not None and self.response.delimited == "close":
-            self._ended(None)
+            self.ended(None)
         else:
-            self._ended("closed by the server")
+            self.ended("closed by the server")
 
-    def _ended(self, error: str | None) -> None:
+    def ended(self, error: str | None) -> None:
         self.close()
         self._resolve(error)
 
@@ -214,8 +284,8 @@ class Connection:
         offset = realtime_offset()
         counts.clock_steps += abs(offset - counts.offset_ns) > STEP_NS
         counts.offset_ns = offset
-        stamps = np.frombuffer(self.stamps, dtype=np.int64).reshape(-1, 2)
-        record.read_ns = stamps[:, 0] * 1_000_000_000 + stamps[:, 1] - offset
-        record.read_bytes = np.frombuffer(self.sizes, dtype=np.int32)
-        record.wire, record.status = bytes(self.wire), self.response.status
-        del self.response, self.stamps, self.sizes, self.wire
+        record.stamps, record.offset_ns, record.read_bytes = self.stamps, offset, self.sizes
+        record.wire, record.status = self.wire, self.response.status
+        self._expect_nothing()
+        if self.socket:
+            self.receiver.expect(self, self.socket)

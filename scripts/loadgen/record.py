@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +55,8 @@ class Record:
     scheduled_ns  when it was to be sent: when its user was free, or its arrival in an open loop
     sent_ns       just before its first byte was handed to the socket;  done_ns  when this process knew that it was over
     status        of the response's head;  retries  1 if a kept connection proved closed and it was sent again on another
-    read_ns       when the kernel received the bytes of each read, the last of them where several had come;
+    stamps        when the kernel received the bytes of each read, the last of them where several had come: seconds and
+                  nanoseconds of CLOCK_REALTIME in turn, which is perf_counter_ns + offset_ns; stored as read_ns
     read_bytes    how many bytes each read gave;  wire  all of them, head and framing included
     outcome       'complete' (the response ended as HTTP says it must), 'overloaded' (429 or 503), 'http_error' (any
                   other status but 200), 'connect_error', 'disconnected' (cut off), 'timeout', 'cancelled' (by the end of the run)
@@ -71,9 +74,16 @@ class Record:
     retries: int = 0
     outcome: str = "cancelled"
     error: str | None = None
-    read_ns: Sequence[int] | npt.NDArray[np.int64] = ()
-    read_bytes: Sequence[int] | npt.NDArray[np.int32] = ()
-    wire: bytes = b""
+    stamps: array[int] = field(default_factory=lambda: array("q"))
+    offset_ns: int = 0
+    read_bytes: array[int] = field(default_factory=lambda: array("i"))
+    wire: bytes | bytearray = b""
+
+    @property
+    def read_ns(self) -> npt.NDArray[np.int64]:
+        """The stamps as perf_counter_ns, one a read."""
+        pairs = np.frombuffer(self.stamps, dtype=np.int64).reshape(-1, 2)
+        return pairs[:, 0] * 1_000_000_000 + pairs[:, 1] - self.offset_ns
 
 
 class Writer:
@@ -88,6 +98,8 @@ class Writer:
         self.failed: Exception | None = None
         self.path = path
         self.closing = threading.Event()
+        # Its first use makes pyarrow import what it can, half a second's work that must not fall under load.
+        _batch([])
         self.thread = threading.Thread(target=self._work, name="records")
         self.thread.start()
 
@@ -128,7 +140,8 @@ class Writer:
 
 
 def _batch(records: list[Record]) -> pa.RecordBatch:
-    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+    columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
+    columns["read_bytes"] = [np.frombuffer(sizes, dtype=np.int32) for sizes in columns["read_bytes"]]
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import httptools
 
@@ -25,7 +26,7 @@ class Response:
         self.status: int | None = None
         self.ended = self.reusable = False
         self.delimited = "close"
-        self.parser = httptools.HttpResponseParser(self)
+        self.parser: Any = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Raises ValueError where the bytes are not HTTP."""
@@ -33,6 +34,10 @@ class Response:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise ValueError(f"not an HTTP response: {error}") from None
+
+    def release(self) -> None:
+        """Break the cycle between this and its parser: it would wait for a garbage collection."""
+        self.parser = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"transfer-encoding" and b"chunked" in value.lower():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,23 @@ from metrics.records import read
 
 
 def written(path: Path, count: int) -> list[record.Record]:
-    made = [record.Record(number, 0, 1, 0, "load", 100, sent_ns=101, outcome="complete", read_ns=[5, 6], read_bytes=[1, 2], wire=b"abc") for number in range(count)]
+    made = [
+        record.Record(
+            number,
+            0,
+            1,
+            0,
+            "load",
+            100,
+            sent_ns=101,
+            outcome="complete",
+            stamps=array("q", [1, 500, 1, 600]),
+            offset_ns=1_000_000_000,
+            read_bytes=array("i", [1, 2]),
+            wire=bytearray(b"abc"),
+        )
+        for number in range(count)
+    ]
     with record.writing(path) as writer:
         for one in made:
             writer.put(one)
@@ -25,7 +42,8 @@ def test_what_is_put_is_read_back(tmp_path: Path) -> None:
     assert list(found.columns) == record.SCHEMA.names
     for name in ("user", "sent_ns", "outcome", "wire"):
         assert found[name][0] == getattr(made, name)
-    assert found.read_ns[0].tolist() == made.read_ns
+    assert found.read_ns[0].tolist() == [500, 600]
+    assert found.read_bytes[0].tolist() == [1, 2]
     assert found.done_ns.isna().all()
 
 

@@ -70,11 +70,13 @@ def all_sent_to(handler: Handler, requests: int, timeout_s: float = 5.0) -> list
         made = []
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            connection = client.Connection("127.0.0.1", port)
+            receiver = client.Receiver()
+            connection = client.Connection(receiver, "127.0.0.1", port)
             for _ in range(requests):
                 made.append(record.Record(0, 0, 0, 0, "load", 0))
                 await connection.send(client.post("127.0.0.1", port, "/", b"{}"), made[-1], timeout_s)
             connection.close()
+            receiver.close()
             await asyncio.gather(*serving)
         return made
 
@@ -83,6 +85,7 @@ def all_sent_to(handler: Handler, requests: int, timeout_s: float = 5.0) -> list
 
 def judged(made: record.Record, tokenizer: Tokenizer) -> pd.Series:
     frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
+    frame["wire"] = frame.wire.map(bytes)
     return requests.frame(frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64")), tokenizer).iloc[0]
 
 
@@ -261,9 +264,11 @@ def test_a_large_request_is_sent_whole() -> None:
         made = record.Record(0, 0, 0, 0, "load", 0)
         async with await asyncio.start_server(read, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            connection = client.Connection("127.0.0.1", port)
+            receiver = client.Receiver()
+            connection = client.Connection(receiver, "127.0.0.1", port)
             await connection.send(client.post("127.0.0.1", port, "/", b"x" * 20_000_000), made, 10)
             connection.close()
+            receiver.close()
         return made
 
     made = asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ def records(*reads: tuple[int, bytes], **fields: Any) -> pd.DataFrame:
     } | fields
     if reads:
         reads = ((105, HEAD), *reads)
-    made = record.Record(**given, read_ns=[time for time, _ in reads], read_bytes=[len(data) for _, data in reads], wire=b"".join(data for _, data in reads))
+    stamps = array("q", [part for time, _ in reads for part in (0, time)])
+    made = record.Record(**given, stamps=stamps, read_bytes=array("i", [len(data) for _, data in reads]), wire=b"".join(data for _, data in reads))
     frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
     return frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64"))
 
