@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import struct
@@ -294,3 +295,22 @@ def test_a_step_of_the_wall_clock_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     sent_to(writes(WHOLE))
 
     assert client.counts.clock_steps - before == 1
+
+
+def test_requests_leave_nothing_to_collect() -> None:
+    """The collector is off under load."""
+
+    async def keeps(writer: asyncio.StreamWriter) -> bool:
+        writer.write(WHOLE)
+        return True
+
+    def garbage(requests: int) -> int:
+        gc.collect()
+        all_sent_to(keeps, requests)
+        return gc.collect()
+
+    gc.disable()
+    try:
+        assert garbage(60) - garbage(10) < 50, "less than one object a request"
+    finally:
+        gc.enable()

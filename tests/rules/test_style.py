@@ -11,7 +11,7 @@ import pytest
 
 from conftest import ROOT
 
-STAGES = ["environment", "download", "prompts", "quantize", "build", "measure", "evaluate", "summarize", "report"]
+STAGES = ["environment", "download", "prompts", "quantize", "build", "calibrate", "measure", "evaluate", "summarize", "report"]
 # The product brings its own environments and containers (scripts/environment.py, scripts/runtime), so Snakemake's are not used.
 WAIVED = ("Specify a conda environment or container for each rule.",)
 
@@ -42,7 +42,7 @@ def test_a_stage_has_one_name(stage: str) -> None:
 
 
 def test_locks_carry_hashes_and_no_addresses() -> None:
-    for lock in (ROOT / "envs").glob("*.txt"):
+    for lock in [*(ROOT / "envs").glob("*.txt"), *(ROOT / "benchmarks").rglob("*.txt")]:
         if lock.name.endswith(".overrides.txt"):
             continue
         text = lock.read_text()
