@@ -35,7 +35,7 @@ SCRIPTS = Path(__file__).resolve().parent
 PACE: dict[str, float] = {"first_ms": 100, "gap_ms": 20, "tokens": 25}
 # What saturates the client: as many reads, or as many requests, as it can take.
 FLOODS: dict[str, dict[str, float]] = {"reads": {"first_ms": 0, "gap_ms": 0, "tokens": 1000}, "requests": {"first_ms": 0, "gap_ms": 0, "tokens": 1}}
-FLOOD_STREAMS = 64
+FLOOD_STREAMS = 256
 RAMP_S = 0.5
 
 

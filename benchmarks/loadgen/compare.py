@@ -1,6 +1,6 @@
 """Compare load generators against a server whose truth is known: who records what it sent, when it was sent, at what cost.
 
-    .venv/bin/python benchmarks/loadgen/compare.py [--streams 100 400 1000] [--repeats 3] [--clients ours floor ...]
+    .venv/bin/python benchmarks/loadgen/compare.py [--streams 100 400 1000] [--repeats 3] [--clients ours floor ...] [--gap-ms 20]
 
 Needs a C compiler (apt install gcc libc6-dev). Builds the server (paced.c) and the floor (floor.c), installs the peers from
 hashed locks, each in an environment of its own in the store, runs each client in turn, and prints a table. Writes results.json,
@@ -47,8 +47,7 @@ import telemetry
 from runtime.process import free_port
 
 log = logging.getLogger(__name__)
-TTFT_MS, GAP_MS, TOKENS, ROUNDS = 200.0, 20.0, 200, 3
-ROUND_S = (TTFT_MS + (TOKENS - 1) * GAP_MS) / 1e3
+TTFT_MS, TOKENS, ROUNDS = 200.0, 200, 3
 # CPU times are read this often, and new processes looked for each so many times.
 SAMPLE_S, LISTED = 0.1, 10
 LIMIT_S = 600
@@ -58,9 +57,14 @@ NAMES = {"floor": "bare C loop", "ours": "ours", "vllm": "vllm bench serve", "gu
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything is: the server's port, the compiled floor, the peers' interpreters, a tokenizer, a folder for results."""
+    """Where everything is: the server's port and pace, the compiled floor, the peers' interpreters, a tokenizer, a folder for results.
+
+    `workers`: processes of ours; None leaves it to itself.
+    """
 
     port: int
+    gap_ms: float
+    workers: int | None
     floor: Path
     pythons: dict[str, str]
     tokenizer: Path
@@ -70,6 +74,11 @@ class Bench:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def round_s(self) -> float:
+        """What one answer takes."""
+        return (TTFT_MS + (TOKENS - 1) * self.gap_ms) / 1e3
+
 
 def commands(bench: Bench, client: str, streams: int) -> list[str]:
     """How each client is run, at its defaults: so many streams, three rounds of requests, streaming chat."""
@@ -78,7 +87,10 @@ def commands(bench: Bench, client: str, streams: int) -> list[str]:
     beside = str(Path(python).with_name(client))
     return {
         "floor": [str(bench.floor), str(bench.port), str(streams), str(ROUNDS)],
-        "ours": [python, str(HERE / "ours.py"), str(bench.port), str(streams), f"{ROUNDS * ROUND_S:.3f}", str(bench.tokenizer / "tokenizer.json")],
+        "ours": [
+            *(python, str(HERE / "ours.py"), str(bench.port), str(streams), f"{ROUNDS * bench.round_s:.3f}", str(bench.tokenizer / "tokenizer.json")),
+            *([str(bench.workers)] if bench.workers else []),
+        ],
         "vllm": [
             *(python, str(HERE / "vllm_bench_serve.py"), "--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--base-url", bench.url),
             *("--model", "paced", "--tokenizer", str(bench.tokenizer), "--dataset-name", "random", "--random-input-len", "16"),
@@ -168,11 +180,17 @@ def measured(bench: Bench, client: str, streams: int) -> dict[str, Any]:
     used = float(np.interp(truth["last_ns"], moments, cpu) - np.interp(truth["first_ns"], moments, cpu))
     span_s = (truth["last_ns"] - truth["first_ns"]) / 1e9
     figures = {name: value for name, value in parsed(client, said, bench.folder).items() if name in ("tokens_per_s", "ttft_ms", "gap_ms")}
-    return figures | {"client": client, "streams": streams, "cpu_cores": used / span_s, "truth": truth | {"cores": truth["cpu_s"] / span_s}}
+    return figures | {
+        "client": client,
+        "streams": streams,
+        "cpu_cores": used / span_s,
+        "offered_tokens_per_s": streams * TOKENS / bench.round_s,
+        "truth": truth | {"cores": truth["cpu_s"] / span_s},
+    }
 
 
 @contextlib.contextmanager
-def prepared(clients: list[str]) -> Iterator[Bench]:
+def prepared(clients: list[str], gap_ms: float, workers: int | None) -> Iterator[Bench]:
     """Compile, install, train a tokenizer, start the server."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,11 +202,11 @@ def prepared(clients: list[str]) -> Iterator[Bench]:
         pythons = {client: peer(client) for client in clients if client not in ("floor", "ours")}
         tokenizer = trained(folder / "tokenizer")
         port = free_port()
-        server = subprocess.Popen([str(folder / "paced"), str(port), str(TTFT_MS), str(GAP_MS), str(TOKENS)])
+        server = subprocess.Popen([str(folder / "paced"), str(port), str(TTFT_MS), str(gap_ms), str(TOKENS)])
         first_in_line(server.pid)
         try:
             (folder / "out").mkdir()
-            bench = Bench(port, folder / "floor", pythons, tokenizer, folder / "out")
+            bench = Bench(port, gap_ms, workers, folder / "floor", pythons, tokenizer, folder / "out")
             until_up(lambda: ask(bench, "truth"))
             yield bench
         finally:
@@ -268,15 +286,10 @@ def table(runs: list[dict[str, Any]]) -> str:
         rate = middle(mine, "tokens_per_s")
         times = [spread(middle(mine, name, q), 1 if name == "ttft_ms" else 2) for name in ("ttft_ms", "gap_ms") for q in ("p50", "p99")]
         truth = [middle(mine, "truth", *way)[0] for way in (("ttft_ms", "p50"), ("ttft_ms", "p99"), ("gap_ms", "p99"), ("late_ms", "p99"), ("cores",))]
-        share = f"{100 * rate[0] / offered(streams):.1f} %"
+        share = f"{100 * rate[0] / mine[0]['offered_tokens_per_s']:.1f} %"
         server = f"{truth[0]:.1f} / {truth[1]:.1f}, {truth[2]:.2f}, {truth[3]:.2f}; {truth[4]:.2f}"
         lines.append(f"| {streams:,} | {NAMES[client]} | {spread(rate, 0)} | {share} | {' | '.join(times)} | {spread(middle(mine, 'cpu_cores'), 2)} | {server} |")
     return "\n".join(lines) + "\n"
-
-
-def offered(streams: int) -> float:
-    """Tokens a second that the server gives to a client which adds nothing: every round at once after the one before."""
-    return streams * TOKENS / ROUND_S
 
 
 def chart(runs: list[dict[str, Any]]) -> str:
@@ -284,7 +297,7 @@ def chart(runs: list[dict[str, Any]]) -> str:
     rows = []
     for streams, client in dict.fromkeys((run["streams"], run["client"]) for run in runs):
         mine = [run for run in runs if (run["streams"], run["client"]) == (streams, client)]
-        values = {"share": 100 * middle(mine, "tokens_per_s")[0] / offered(streams), "ttft": middle(mine, "ttft_ms", "p99")[0], "cpu": middle(mine, "cpu_cores")[0]}
+        values = {"share": 100 * middle(mine, "tokens_per_s")[0] / mine[0]["offered_tokens_per_s"], "ttft": middle(mine, "ttft_ms", "p99")[0], "cpu": middle(mine, "cpu_cores")[0]}
         rows.append({"client": NAMES[client], "streams": streams} | values)
     names = [NAMES[client] for client in CLIENTS if NAMES[client] in {row["client"] for row in rows}]
     panels = [
@@ -311,11 +324,13 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[100, 400, 1000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
+    parser.add_argument("--gap-ms", type=float, default=20.0, help="between two tokens of an answer")
+    parser.add_argument("--workers", type=int, help="processes of ours")
     parser.add_argument("--output", type=Path, default=HERE, help="folder for results.json, results.md and results.svg")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     runs = []
-    with prepared(args.clients) as bench:
+    with prepared(args.clients, args.gap_ms, args.workers) as bench:
         for repeat in range(1, args.repeats + 1):
             for streams in args.streams:
                 for client in args.clients:

@@ -17,7 +17,7 @@ import pytest
 import uvloop
 from tokenizers import Tokenizer
 
-from loadgen import conversation, drive
+from loadgen import client, conversation, drive
 from loadgen.schedule import Shape
 from loadgen.wire import body, frames
 from loadgen.worker import Job
@@ -157,6 +157,18 @@ def test_a_user_keeps_a_connection_and_opens_it_before_the_first_request(paced_s
     assert len(records) > 30
     assert course.sockets == 3
     assert course.retries == 0
+
+
+def test_many_connections_are_read_together_and_stamped_apart(paced_server: Paced, run: Runs) -> None:
+    """From client.RESTED connections on reads wait for one another; the stamps stay those of the kernel."""
+    with paced_server("--ttft-ms", "100", "--gap-ms", "50", "--tokens", "10") as url:
+        records, course = run(url, users=client.RESTED + 36, ramp_s=0.5, window_s=1.5)
+    started = in_window(records, course)
+    late_ms = [(at - event["sent_ns"]) / 1e6 for row in started.itertuples() for at, event in told(row) if "sent_ns" in event]
+
+    assert set(started.outcome) == {"complete"}
+    assert len(late_ms) > 1000
+    assert np.percentile(late_ms, 90) <= ERROR_MS
 
 
 def test_several_processes_share_users_clock_and_records(paced_server: Paced, run: Runs) -> None:

@@ -52,6 +52,7 @@ def test_each_kind_of_load_is_measured_and_told(checkout: Checkout) -> None:
         assert words in page
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_over_before_the_window_is_a_failed_cell_with_its_remedy(checkout: Checkout) -> None:
     (checkout.folder / "trace.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,20,3\n2023-11-16 18:15:47,20,3\n")
     trace = {"name": "azure", "prompts": {"source": "trace", "path": "trace.csv", "layout": "azure"}, "max_tokens": 5}
