@@ -17,7 +17,7 @@ from typing import Any
 from loadgen import record
 from loadgen.conversation import Template
 from loadgen.schedule import Shape
-from loadgen.worker import Job, until_first
+from loadgen.worker import NO_SPACE, Job, until_first
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 # Streams for which one process is enough on any machine (benchmarks/loadgen), and the cores that a further one should find.
@@ -71,16 +71,22 @@ def workers_for(shape: Shape, cores: int) -> int:
 class Worker:
     """One worker process, seen from here."""
 
-    def __init__(self, process: asyncio.subprocess.Process):
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, part: Path):
+        self.process, self.part = process, part
 
     async def hear(self) -> dict[str, Any]:
         assert self.process.stdout
         line = await self.process.stdout.readline()
         if not line:
-            raise WorkerDied(f"a process of the load generator ended with code {await self.process.wait()}")
+            raise self.died(await self.process.wait())
         said: dict[str, Any] = json.loads(line)
         return said
+
+    def died(self, code: int) -> Exception:
+        """What its exit code means: a full disk is an OSError, as if this process had met it."""
+        if code in NO_SPACE:
+            return OSError(code, os.strerror(code), str(self.part))
+        return WorkerDied(f"a process of the load generator ended with code {code}")
 
     def tell(self, what: dict[str, Any]) -> None:
         assert self.process.stdin
@@ -98,15 +104,15 @@ async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequ
         try:
             for number, part in enumerate(parts):
                 command = [sys.executable, "-m", "loadgen.worker"]
-                workers.append(Worker(await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment)))
+                workers.append(Worker(await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment), part))
                 workers[-1].tell({"file": file.name, "number": number, "records": str(part)})
             yield workers
             for worker in workers:
                 worker.tell({"stop": True})
-            ends = await asyncio.wait_for(asyncio.gather(*(worker.process.communicate() for worker in workers)), GRACE_S)
-            codes = [worker.process.returncode for worker in workers]
-            if any(codes):
-                raise WorkerDied(f"processes of the load generator ended with codes {codes} after {len(ends)} were told to stop")
+            await asyncio.wait_for(asyncio.gather(*(worker.process.communicate() for worker in workers)), GRACE_S)
+            for worker in workers:
+                if worker.process.returncode:
+                    raise worker.died(worker.process.returncode)
         finally:
             for worker in workers:
                 if worker.process.returncode is None:

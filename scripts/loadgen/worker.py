@@ -10,6 +10,7 @@ standard output. When its standard input ends nobody is left to tell, and it end
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import itertools
 import json
@@ -44,6 +45,8 @@ EARLY_NS = 1_000_000_000
 WARMING_AT_ONCE = 64
 # Answers that a tick looks into.
 SAMPLE = 64
+# A full disk is told to the parent by the exit code.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,10 @@ def main() -> None:
         uvloop.run(serve())
     except EOFError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        sys.exit(error.errno)
 
 
 if __name__ == "__main__":

@@ -288,6 +288,12 @@ def test_a_worker_that_dies_ends_the_run(paced_server: Paced, run: Runs) -> None
         run(url, users=1, timeout_s="soon")
 
 
+def test_a_full_disk_in_a_worker_is_a_full_disk_here(paced_server: Paced, run: Runs) -> None:
+    run.records.with_name("records.arrow.0").symlink_to("/dev/full")
+    with paced_server() as url, pytest.raises(OSError, match="No space left"):
+        run(url, users=1, window_s=5)
+
+
 def test_progress_is_told_each_tick_for_all_processes_together(paced_server: Paced, run: Runs) -> None:
     with paced_server() as url:
         run(url, users=3, workers=2, window_s=1.5, tick_s=0.5)

@@ -32,7 +32,7 @@ def test_every_way_a_server_fails_is_told_apart_while_the_others_finish(checkout
         "never-ready": ("start_timeout", "was not ready 3 s after its start"),
         "die": ("server_died", "under load"),
         "die-of-memory": ("out_of_memory", "memory ran out"),
-        "refuse": ("no_answer", "http_error: oops"),
+        "refuse": ("no_answer", "http_error: 500: oops"),
     }
     entries = [{"name": fault, "adapter": "paced", "options": {"fault": fault, "fault_after": 0 if fault in ("refuse", "no-start", "never-ready") else 4}} for fault in faults]
     checkout.configure(**FAST, backends=[*entries, {"name": "sound", "adapter": "paced"}], server={**EXPERIMENT["server"], "start_timeout_s": 3})
