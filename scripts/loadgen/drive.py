@@ -17,7 +17,7 @@ from typing import Any
 from loadgen import record
 from loadgen.conversation import Template
 from loadgen.schedule import Shape
-from loadgen.worker import NO_SPACE, Job, until_first
+from loadgen.worker import NO_SPACE, Job, forever, until_first
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 # Streams for which one process is enough on any machine (benchmarks/loadgen), and the cores that a further one should find.
@@ -142,12 +142,8 @@ async def run(job: Job, conversations: Sequence[list[Template]], records: Path, 
         async with started(job, conversations, parts) as workers:
             said.append(await conduct(job, workers, progress))
 
-    async def watching() -> None:
-        await watch()
-        await asyncio.Event().wait()
-
     try:
-        await until_first(whole(), watching())
+        await until_first(whole(), forever(watch()))
     finally:
         record.merge(parts, records)
     return said[0]

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -228,7 +228,8 @@ async def work(load: Load, number: int, told: asyncio.Queue[dict[str, Any]], tel
     await until_first(told.get(), forever(load.arrive(share)), forever(ticks()), forever(watched()))
 
 
-async def forever(work: Coroutine[Any, Any, None]) -> None:
+async def forever(work: Awaitable[None]) -> None:
+    """Do the work and then wait: only what it raises ends it."""
     await work
     await asyncio.Event().wait()
 
