@@ -55,7 +55,7 @@ def test_the_default_measures_three_real_backends(folder: Path) -> None:
         assert float(row["output_token_throughput"]) > 1
         assert 1 < float(row["ttft_p50_ms"]) < 60_000
         assert row["answers_broken"] == "False"
-        assert float(row["in_flight"]) == pytest.approx(float(row["users"]), rel=0.1)
+        assert float(row["in_flight"]) == pytest.approx(float(row["value"]), rel=0.1)
     assert len({row["output_token_throughput"] for row in rows}) == 6
     assert "Nothing to be done" in snakemake(folder, "report")
     page = (folder / "results/report.html").read_text()
