@@ -10,7 +10,7 @@ report: .venv/pipeline.installed
 	$(SNAKEMAKE) --cores 1 report $(ARGS)
 
 test: .venv/dev.installed chromium lint
-	.venv/bin/pytest $(if $(CI),-m "slow or not slow",-n 2 --dist loadfile) $(ARGS)
+	.venv/bin/pytest $(if $(CI),-m "not online",-n 2 --dist loadfile) $(ARGS)
 
 lint: .venv/dev.installed
 	.venv/bin/ruff check .

@@ -12,8 +12,21 @@ import experiment
 import planning
 from spec import to_json
 
-config_files = [os.path.relpath(file) for file in workflow.configfiles]
-plan = planning.Plan(experiment.load(config, config_files[-1]), SCRIPTS)
+# The embedded one, then those of the command line: the last of them is the experiment.
+config_files = [
+    os.path.relpath(file)
+    for file in (workflow.configfiles[-1], *workflow.overwrite_configfiles)
+]
+
+
+def pin(kind, name, revision):
+    """The commit that a branch or tag is locked to; the hub's client is only loaded where one is used."""
+    import lock
+
+    return lock.pin(lock.path_of(config_files[-1]), kind, name, revision)
+
+
+plan = planning.Plan(experiment.load(config, config_files[-1], pin), SCRIPTS)
 CELL = "{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}"
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way

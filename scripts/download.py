@@ -1,7 +1,7 @@
 """Fetch a model: weights, tokenizer and chat template, from a package, the Hugging Face Hub, a folder, or at random.
 
 The artefact's facts name its forms, relative to its path: `hf` a Hugging Face folder, `gguf` a file; `hf_form` and
-`gguf_form` say in words what the numbers in them are.
+`gguf_form` say in words what the numbers in them are. `tokenizer` is the folder that holds tokenizer.json.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
+import hub
 import job
 from failure import Failure
 from manifest import Manifest
@@ -30,18 +29,6 @@ from spec import Model, Weights, from_json
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-HUB_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-]
-HUB_LEFT_OUT = ["original/*", "consolidated*"]
 
 
 def fetch(weights: Weights, converter: str | None, folder: Path) -> dict[str, Any]:
@@ -83,23 +70,24 @@ def from_package(weights: Weights, converter: str | None, folder: Path) -> dict[
         "gguf_form": f"GGUF {kind}",
         "hf": "hf",
         "hf_form": f"bfloat16 safetensors, dequantized from GGUF {kind}",
+        "tokenizer": "hf",
         "origin": f"package {weights.package} {weights.version}",
     }
 
 
 def from_hub(weights: Weights, _converter: str | None, _folder: Path) -> dict[str, Any]:
-    """A repository at a revision; its bytes stay in huggingface_hub's own cache, its resumption and checks apply."""
-    assert weights.repo_id
-    where = f"{weights.repo_id} at {weights.revision}"
-    try:
-        path = snapshot_download(weights.repo_id, revision=weights.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_LEFT_OUT)
-    except GatedRepoError as error:
-        raise Failure("download_failed", f"{where}: access is gated.", "Ask for access on the model's page, and set HF_TOKEN.") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise Failure("download_failed", f"{where}: not found on the hub.", "Correct repo_id and revision; a private repository needs HF_TOKEN.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Failure("download_failed", f"{where}: {type(error).__name__}: {str(error)[:300]}", "See that the hub is reachable, or set HF_ENDPOINT to a mirror.") from error
-    return hf_folder(Path(path)) | {"path": path, "origin": f"hub {where}"}
+    """A repository at a commit; its bytes stay in huggingface_hub's own cache."""
+    assert weights.repo_id and weights.revision
+    repository = hub.Repository("model", weights.repo_id, weights.revision)
+    path, files = hub.fetch(repository, lambda names: hub.model_files(names, weights.gguf, weights.pickle_weights, weights.trust_remote_code))
+    facts: dict[str, Any] = {"path": path, "files": files, "origin": f"hub {repository}"}
+    if not weights.gguf or any(file["path"].endswith(".safetensors") for file in files):
+        facts |= hf_folder(path, weights.pickle_weights)
+    if weights.gguf:
+        if not (path / "tokenizer.json").is_file():
+            raise Failure("bad_model", f"{repository} has no tokenizer.json, by which prompts and answers are counted.", "Name a repository that has it beside the GGUF.")
+        facts |= {"gguf": weights.gguf, "gguf_form": f"GGUF {gguf_type(path / weights.gguf)}", "tokenizer": "."}
+    return facts
 
 
 def from_folder(weights: Weights, _converter: str | None, _folder: Path) -> dict[str, Any]:
@@ -119,18 +107,28 @@ def at_random(weights: Weights, converter: str | None, folder: Path) -> dict[str
     scratch = folder / "tokenizer-source"
     scratch.mkdir()
     facts = fetch(weights.tokenizer, converter, scratch)
-    tokenizer = Path(facts.get("path", scratch)) / facts["hf"]
+    tokenizer = Path(facts.get("path", scratch)) / facts["tokenizer"]
     helper(converter, "random_weights.py", json.dumps(weights.architecture), weights.dtype or "bfloat16", str(tokenizer), str(folder / "hf"))
     shutil.rmtree(scratch)
-    return {"hf": "hf", "hf_form": f"random {weights.dtype} safetensors", "origin": "random weights", "random": True}
+    return {"hf": "hf", "tokenizer": "hf", "hf_form": f"random {weights.dtype} safetensors", "origin": "random weights", "random": True}
 
 
-def hf_folder(folder: Path) -> dict[str, Any]:
-    """Facts of a Hugging Face folder whose safetensors headers have been read; Failure `bad_model` if it is not whole."""
+def hf_folder(folder: Path, pickled: Sequence[str] = ()) -> dict[str, Any]:
+    """Facts of a Hugging Face folder whose safetensors headers have been read; Failure `bad_model` if it is not whole.
+
+    `pickled` names weights that are read without looking at them: looking would run their code.
+    """
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise Failure("bad_model", f"{folder} has no {name}.", "Name a complete Hugging Face folder.")
+    if pickled:
+        return {"hf": ".", "tokenizer": ".", "hf_form": "pickled weights"}
     types: Counter[str] = Counter()
+    index = folder / "model.safetensors.index.json"
+    parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    absent = sorted(part for part in parts if not (folder / part).is_file())
+    if absent:
+        raise Failure("bad_model", f"{folder} lacks {', '.join(absent)}, which {index.name} names.", "Download it again.")
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as tensors:
@@ -139,7 +137,7 @@ def hf_folder(folder: Path) -> dict[str, Any]:
             raise Failure("bad_model", f"{path} is not a whole safetensors file: {error}.", "Download it again.") from error
     if not types:
         raise Failure("bad_model", f"{folder} holds no safetensors file.", "Convert the weights to safetensors; pickled weights are not loaded.")
-    return {"hf": ".", "hf_form": f"{types.most_common(1)[0][0]} safetensors"}
+    return {"hf": ".", "tokenizer": ".", "hf_form": f"{types.most_common(1)[0][0]} safetensors"}
 
 
 def gguf_type(path: Path) -> str:

@@ -9,7 +9,7 @@ import itertools
 import platform
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 import backends
+from failure import Failure
 from manifest import sha256
 from spec import Backend, Cell, Environment, Load, Model, Offered, Prompts, Quantization, Server, Weights, Workload
 
@@ -28,6 +29,11 @@ SCHEMA = ROOT / "rules" / "config.schema.yaml"
 CONVERTER = "vllm"
 CONVERTER_PINS = ("gguf", "safetensors", "tokenizers", "torch", "transformers")
 SAMPLE = 1 << 20
+# Asks what a revision means: kind ('model', 'dataset'), name, revision -> commit. scripts/lock.py gives one.
+Pin = Callable[[str, str, str], str]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# The prompts of BentoML's study of 2024: nothing between context and instruction, 30 to 150 tokens (bentoml/llm-bench).
+STUDY = {"columns": ["context", "instruction"], "join": "", "min_tokens": 30, "max_tokens": 150}
 
 
 class ConfigError(Exception):
@@ -73,23 +79,30 @@ class Experiment:
                 yield self.cell(model, quantization, backend, workload, offered, trial)
 
 
-def load(config: dict[str, Any], file: str = "config.yaml") -> Experiment:
+def load(config: dict[str, Any], file: str = "config.yaml", pin: Pin = lambda kind, name, revision: revision) -> Experiment:
     """Check a configuration and give its typed form; ConfigError with every problem, one a line.
 
     Fills the schema's defaults into `config`. Reads only small local files: lock files, prompt files, folders of models.
+    `pin` is asked once for each revision that is not a commit, after all else has been checked; by default it stays as it is.
     """
+    _fill_rules(config)
     problems = list(_schema_problems(config))
     if not problems:
         problems = list(_problems(config))
     if problems:
         raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
     names = [entry["name"] for entry in config["quantizations"]]
+    try:
+        models = {entry["name"]: _model(entry, pin) for entry in config["models"]}
+        workloads = {entry["name"]: _workload(entry, pin) for entry in config["workloads"]}
+    except Failure as error:
+        raise ConfigError(f"{file}: {error}") from error
     return Experiment(
         config=config,
-        models={entry["name"]: _model(entry) for entry in config["models"]},
+        models=models,
         quantizations={entry["name"]: Quantization(**entry) for entry in config["quantizations"]},
         backends={entry["name"]: _backend(entry) for entry in config["backends"]},
-        workloads={entry["name"]: _workload(entry) for entry in config["workloads"]},
+        workloads=workloads,
         offered={made.name: made for made in _offered(config)},
         served={entry["name"]: entry.get("quantizations", names) for entry in config["backends"]},
     )
@@ -257,17 +270,32 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _weights(entry: dict[str, Any]) -> Weights:
+def _fill_rules(config: dict[str, Any]) -> None:
+    """Prompts by somebody's rules: what these say, where the configuration says nothing else."""
+    for entry in config.get("workloads") or []:
+        prompts = entry.get("prompts") if isinstance(entry, dict) else None
+        if isinstance(prompts, dict) and prompts.get("rules") == "study":
+            prompts |= STUDY | prompts
+
+
+def _commit(kind: str, entry: dict[str, Any], pin: Pin) -> str:
+    revision: str = entry["revision"]
+    return revision if COMMIT.fullmatch(revision) else pin(kind, entry["repo_id"], revision)
+
+
+def _weights(entry: dict[str, Any], pin: Pin) -> Weights:
     fields = {name: value for name, value in entry.items() if name not in ("name", "licence", "note", "tokenizer")}
+    if entry["source"] == "hub":
+        fields |= {"revision": _commit("model", entry, pin), "pickle_weights": tuple(entry["pickle_weights"])}
     if entry["source"] == "folder":
         fields |= {"path": str(locate(entry["path"])), "files_sha256": folder_sha256(locate(entry["path"]))}
     if entry["source"] == "random":
-        fields["tokenizer"] = _weights(entry["tokenizer"])
+        fields["tokenizer"] = _weights(entry["tokenizer"], pin)
     return Weights(**fields)
 
 
-def _model(entry: dict[str, Any]) -> Model:
-    weights = _weights(entry)
+def _model(entry: dict[str, Any], pin: Pin) -> Model:
+    weights = _weights(entry, pin)
     parts = [weights, *([weights.tokenizer] if weights.tokenizer else [])]
     made = any(part.source in ("package", "random") for part in parts)
     return Model(entry["name"], weights, pins(CONVERTER, CONVERTER_PINS) if made else None)
@@ -286,8 +314,10 @@ def _backend(entry: dict[str, Any]) -> Backend:
     return Backend(entry["name"], name, environment(adapter.ENVIRONMENT), options, tuple(entry["args"]))
 
 
-def _workload(entry: dict[str, Any]) -> Workload:
-    fields = dict(entry["prompts"])
+def _workload(entry: dict[str, Any], pin: Pin) -> Workload:
+    fields = {name: value for name, value in entry["prompts"].items() if name != "rules"}
+    if fields["source"] == "hub":
+        fields["revision"] = _commit("dataset", fields, pin)
     fields["columns"] = tuple(fields["columns"])
     if fields["source"] in ("file", "trace"):
         fields["sha256"] = sha256(locate(fields["path"]))

@@ -55,6 +55,7 @@ def serving(cell: Cell, engine: Manifest, environment: Manifest) -> backends.Ser
         seed=cell.seed,
         options=adapter.Options(**cell.backend.options),
         args=cell.backend.args,
+        trust_remote_code=cell.model.weights.trust_remote_code,
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+import hub
 import job
 from failure import Failure
 from manifest import Manifest
@@ -20,14 +21,45 @@ from spec import Prompts, from_json
 from traces import Arrival, Passages, read
 
 log = logging.getLogger(__name__)
+# What data sets call the one who asks.
+USER = ("user", "human", "prompter")
 # What the prompts of a trace are put together from.
 CORPUS = Path(__file__).resolve().parent.parent / "prompts" / "showdown.jsonl"
 CORPUS_COLUMNS = Prompts("file", ("context", "instruction"), "\n\n", 0, 0)
 
 
 def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
-    """The lines of the source as objects; Failure where one is not JSON or lacks a column."""
+    """The rows of a JSON lines or Parquet file; Failure where one is not JSON, lacks a column, or holds what no prompt is made of."""
     found = []
+    for where, row in numbered(path):
+        asked = [prompts.turns] if prompts.turns else list(prompts.columns)
+        missing = [column for column in asked if column not in row]
+        if missing:
+            raise Failure(
+                "no_prompts",
+                f"{path.name}, {where}: no column {', '.join(missing)}; there are {', '.join(row)}.",
+                f"Correct `{'turns' if prompts.turns else 'columns'}` of the prompts in the configuration.",
+            )
+        try:
+            said = turns(row, prompts)
+        except (AttributeError, TypeError, KeyError) as error:
+            what = "a list of texts, or of messages with role and content (or from and value)" if prompts.turns else "text"
+            raise Failure("no_prompts", f"{path.name}, {where}: column {', '.join(asked)} does not hold {what}.", "Name other columns.") from error
+        if any("\0" in text for text in said):
+            raise Failure("no_prompts", f"{path.name}, {where}: it holds a NUL character.", "Take it out: no chat holds one.")
+        found.append(row)
+    return found
+
+
+def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a file and where it stands."""
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise Failure("no_prompts", f"{path.name} is not a whole Parquet file: {error}.", "Name another file, or fetch it again.") from error
+        yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+        return
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
@@ -35,33 +67,34 @@ def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise Failure("no_prompts", f"{path.name}, line {number}: not JSON: {error}.", "Each line must be one JSON object.") from error
-        missing = [column for column in ([prompts.turns] if prompts.turns else prompts.columns) if column not in row]
-        if missing:
-            raise Failure(
-                "no_prompts",
-                f"{path.name}, line {number}: no column {', '.join(missing)}; there are {', '.join(row)}.",
-                f"Correct `{'turns' if prompts.turns else 'columns'}` of the prompts in the configuration.",
-            )
-        if "\\u0000" in line:
-            raise Failure("no_prompts", f"{path.name}, line {number}: it holds a NUL character.", "Take it out: no chat holds one.")
-        found.append(row)
-    return found
+        if not isinstance(row, dict):
+            raise Failure("no_prompts", f"{path.name}, line {number}: not an object with columns.", "Each line must be one JSON object.")
+        yield f"line {number}", row
 
 
 def from_hub(prompts: Prompts) -> Path:
-    assert prompts.repo_id and prompts.file
-    where = f"data set {prompts.repo_id} at {prompts.revision}"
-    try:
-        return Path(hf_hub_download(prompts.repo_id, prompts.file, revision=prompts.revision, repo_type="dataset"))
-    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Failure("download_failed", f"{where}: {type(error).__name__}: {str(error)[:300]}", "See that the hub is reachable, or set HF_ENDPOINT to a mirror.") from error
+    """The one file of a data set that the prompts come from."""
+    assert prompts.repo_id and prompts.revision and prompts.file
+    file = prompts.file
+
+    def only(names: list[str]) -> list[str]:
+        if file not in names:
+            offered = [name for name in sorted(names) if name.endswith((".jsonl", ".parquet"))]
+            raise Failure("no_prompts", f"data set {prompts.repo_id} has no file {file}.", f"It has: {', '.join(offered[:20]) or 'neither JSON lines nor Parquet'}.")
+        return [file]
+
+    folder, _ = hub.fetch(hub.Repository("dataset", prompts.repo_id, prompts.revision), only)
+    return folder / file
 
 
 def turns(row: dict[str, Any], prompts: Prompts) -> list[str]:
-    """What the user says in one row, turn by turn: its non-empty columns joined, or the list that stands in the column `turns`."""
+    """What the user says in one row, turn by turn: its non-empty columns joined, or the list that stands in the column `turns`,
+    of texts or of messages (role and content, or ShareGPT's from and value), of which the user's count."""
     if prompts.turns:
-        return [turn.strip() for turn in row[prompts.turns]]
-    return [prompts.join.join(row[column].strip() for column in prompts.columns if row[column].strip())]
+        said = [turn for turn in row[prompts.turns] if isinstance(turn, str) or turn.get("role", turn.get("from")) in USER]
+        return [(turn if isinstance(turn, str) else turn["content"] if "content" in turn else turn["value"]).strip() for turn in said]
+    texts = [(row[column] or "").strip() for column in prompts.columns]
+    return [prompts.join.join(text for text in texts if text)]
 
 
 def choose(rows: list[dict[str, Any]], prompts: Prompts, seed: int, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
@@ -106,7 +139,7 @@ def none_fits(prompts: Prompts, lengths: list[int]) -> Failure:
 
 
 def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, folder: Path) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_file(str(model.file("hf") / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model.file("tokenizer") / "tokenizer.json"))
 
     def count_tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -125,6 +158,8 @@ def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, fol
     return {
         "prompts": "prompts.jsonl",
         "source": source.name if source else f"{prompts.repo_id} at {prompts.revision}",
+        "seed": seed,
+        "filter": {"min_tokens": prompts.min_tokens, "max_tokens": prompts.max_tokens, "count": prompts.count},
         "offered": len(offered),
         "chosen": len(chosen),
         "turns": max(len(prompt["turns"]) for prompt in chosen),

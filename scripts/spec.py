@@ -21,7 +21,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a checkpoint or a tokenizer comes from; which fields are set depends on `source` (config.schema.yaml)."""
+    """Where a checkpoint or a tokenizer comes from; which fields are set depends on `source` (config.schema.yaml).
+    `revision` is a commit, whatever the configuration said."""
 
     source: str
     package: str | None = None
@@ -35,6 +36,8 @@ class Weights:
     architecture: dict[str, Any] | None = None
     dtype: str | None = None
     tokenizer: Weights | None = None
+    pickle_weights: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"cell": {name: value for name, value in cell.items() if name != "telemetry"}, "evaluation": json.loads(args.evaluation.read_text())}
     if not cell["failure"]:
-        tokenizer = Tokenizer.from_file(str(Manifest.load(args.model).file("hf") / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(Manifest.load(args.model).file("tokenizer") / "tokenizer.json"))
         metrics = summarize(
             cell, args.cell.with_name("records.arrow"), tokenizer, json.loads(args.calibration.read_text()), args.spec["slo"], args.output.with_name("requests.parquet")
         )

@@ -23,7 +23,13 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import calibrate
+import download
+import environment
+import experiment
+import store
 import telemetry
+from manifest import Manifest
+from planning import Plan
 
 ROOT = Path(__file__).parent.parent
 PACED = Path(__file__).parent / "paced"
@@ -68,6 +74,22 @@ def calibration() -> str:
     return json.dumps({"key": "", "spec": {}, "host": telemetry.host(), "seconds": 0, **calibrate.calibrate([2], 0.3)})
 
 
+def copy_product(folder: Path) -> None:
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The product as it is, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("product")
+    copy_product(folder)
+    return folder
+
+
 class Checkout:
     """A copy of the product with the paced backend added: one file, one server program, one configuration entry.
 
@@ -76,11 +98,7 @@ class Checkout:
 
     def __init__(self, folder: Path, tiny_model: Path):
         self.folder, self.store = folder, folder / "store"
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-            elif (ROOT / name).exists():
-                shutil.copy(ROOT / name, folder / name)
+        copy_product(folder)
         shutil.copytree(tiny_model, folder / "tiny-model")
         shutil.copy(PACED / "paced.py", folder / "scripts/backends/paced.py")
         shutil.copy(PACED / "paced_server.py", folder / "scripts/servers/paced_server.py")
@@ -166,15 +184,21 @@ def paced_server(free_port: Callable[[], int]) -> Callable[..., AbstractContextM
 
 
 @pytest.fixture(scope="session")
-def converter() -> str:
-    """Interpreter of the environment that converts checkpoints, from the user's own store: installed once."""
-    import environment
-    import experiment
-    import store
-    from planning import Plan
+def plan() -> Plan:
+    """The jobs of the default experiment."""
+    return Plan(experiment.load(yaml.safe_load((ROOT / "config.yaml").read_text())), ROOT / "scripts")
 
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    job = Plan(experiment.load(config), ROOT / "scripts").environment(experiment.CONVERTER)
-    lock = environment.LOCKS / f"{experiment.CONVERTER}.txt"
-    made = store.obtain(store.root(), "environment", json.loads(job.spec), job.code, lambda folder: environment.install(lock, config["extra_index_url"], folder), hashed=False)
-    return str(made.facts["python"])
+
+@pytest.fixture(scope="session")
+def converter(plan: Plan) -> str:
+    """Interpreter of the environment that converts checkpoints, from the user's own store: installed once."""
+    job, lock, url = plan.environment(experiment.CONVERTER), environment.LOCKS / f"{experiment.CONVERTER}.txt", plan.experiment.config["extra_index_url"]
+    return str(store.obtain(store.root(), "environment", json.loads(job.spec), job.code, lambda folder: environment.install(lock, url, folder), hashed=False).facts["python"])
+
+
+@pytest.fixture(scope="session")
+def smollm2(plan: Plan, converter: str) -> Manifest:
+    """The default experiment's model, from the user's own store."""
+    [name] = plan.experiment.models
+    job = plan.download(name)
+    return store.obtain(store.root(), "download", json.loads(job.spec), job.code, lambda folder: download.fetch(plan.experiment.models[name].weights, converter, folder))

@@ -6,7 +6,6 @@ import asyncio
 import csv
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 
 import backends
-from conftest import COPIED, ROOT
 from loadgen.wire import frames
 from manifest import Manifest
 from measure import until_ready
@@ -26,27 +24,16 @@ from metrics.stream import event
 from runtime import process
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("default")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, made / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, made / name)
-    return made
-
-
-def snakemake(folder: Path, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", *arguments], cwd=folder, env=os.environ, capture_output=True, text=True)
+def snakemake(product: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", *arguments], cwd=product, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_the_default_measures_three_real_backends(folder: Path) -> None:
-    snakemake(folder, "report")
-    with (folder / "results/summary.csv").open() as source:
+def test_the_default_measures_three_real_backends(product: Path) -> None:
+    snakemake(product, "report")
+    with (product / "results/summary.csv").open() as source:
         rows = list(csv.DictReader(source))
 
     assert [(row["backend"], row["outcome"]) for row in rows] == [(name, "measured") for name in ("llamacpp", "openvino", "vllm") for _ in range(2)], rows
@@ -57,8 +44,8 @@ def test_the_default_measures_three_real_backends(folder: Path) -> None:
         assert row["answers_broken"] == "False"
         assert float(row["in_flight"]) == pytest.approx(float(row["value"]), rel=0.1)
     assert len({row["output_token_throughput"] for row in rows}) == 6
-    assert "Nothing to be done" in snakemake(folder, "report")
-    page = (folder / "results/report.html").read_text()
+    assert "Nothing to be done" in snakemake(product, "report")
+    page = (product / "results/report.html").read_text()
     assert "dequantized" in page, "the report says what the weights are"
 
 
@@ -76,11 +63,11 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Repeat exactly: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llamacpp", "openvino"])
-def test_a_real_server_speaks_as_its_adapter_says(folder: Path, name: str, tmp_path: Path) -> None:
+def test_a_real_server_speaks_as_its_adapter_says(product: Path, name: str, tmp_path: Path) -> None:
     """After the run above: the same engine and environment, asked in the ways that the load generator does not."""
     adapter = backends.load(name)
-    engine = Manifest.load(folder / f"results/build/smollm2-135m-instruct/none/{name}.json")
-    python = Manifest.load(folder / f"results/environment/{name}.json").facts["python"]
+    engine = Manifest.load(product / f"results/build/smollm2-135m-instruct/none/{name}.json")
+    python = Manifest.load(product / f"results/environment/{name}.json").facts["python"]
     port = process.free_port()
     command = adapter.command(backends.Serve(engine, python, "m", port, 256, 4, 1, 1, adapter.Options(), ()))
     base = f"http://127.0.0.1:{port}"
@@ -119,13 +106,13 @@ def test_a_real_server_speaks_as_its_adapter_says(folder: Path, name: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_gguf_is_requantized_and_served(folder: Path) -> None:
+def test_a_real_gguf_is_requantized_and_served(product: Path) -> None:
     """Q8_0 made from the package's Q4_1, answered by llama.cpp."""
-    (folder / "q8.yaml").write_text(
+    (product / "q8.yaml").write_text(
         "results: results-q8\nbackends: [{name: llamacpp}]\nquantizations: [{name: q8_0, method: gguf, type: Q8_0}]\nconcurrencies: [1]\nload: {ramp_s: 0, window_s: 10, warmup_requests: 1}\n"
     )
-    snakemake(folder, "report", "--configfile", "q8.yaml")
-    with (folder / "results-q8/summary.csv").open() as source:
+    snakemake(product, "report", "--configfile", "q8.yaml")
+    with (product / "results-q8/summary.csv").open() as source:
         [row] = list(csv.DictReader(source))
 
     assert row["outcome"] == "measured"

@@ -11,7 +11,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.numpy import save_file
 
 import download
@@ -110,46 +109,13 @@ def test_a_package_that_fails_says_which(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert caught.value.kind == kind
 
 
-def http_error(kind: type[Exception]) -> Exception:
-    error = kind.__new__(kind)
-    Exception.__init__(error, "the hub said no")
-    return error
+def test_a_folder_that_lacks_a_part_its_index_names_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "part-2.safetensors"}}))
 
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (http_error(GatedRepoError), "meta/llama at abc: access is gated. Ask for access on the model's page, and set HF_TOKEN"),
-        (http_error(RepositoryNotFoundError), "meta/llama at abc: not found on the hub"),
-        (http_error(HfHubHTTPError), "HfHubHTTPError: the hub said no"),
-        (LocalEntryNotFoundError("offline"), "set HF_ENDPOINT to a mirror"),
-    ],
-)
-def test_the_hub_failing_says_which_repository_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(download, "snapshot_download", fail)
-
-    with pytest.raises(Failure) as caught:
-        download.fetch(Weights("hub", repo_id="meta/llama", revision="abc"), None, tmp_path)
-    assert words in str(caught.value)
-
-
-def test_the_hub_is_asked_for_what_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path) -> None:
-    asked: dict[str, Any] = {}
-
-    def snapshot(repo_id: str, **options: Any) -> str:
-        asked.update(options, repo_id=repo_id)
-        return str(tiny_model)
-
-    monkeypatch.setattr(download, "snapshot_download", snapshot)
-
-    facts = download.fetch(Weights("hub", repo_id="meta/llama", revision="abc"), None, tmp_path)
-
-    assert facts["path"] == str(tiny_model)
-    assert asked["revision"] == "abc"
-    assert not any(pattern.endswith((".bin", ".pth", ".pt")) for pattern in asked["allow_patterns"]), "no pickles"
+    with pytest.raises(Failure, match=r"lacks part-2\.safetensors, which model\.safetensors\.index\.json names"):
+        download.hf_folder(tmp_path)
 
 
 @pytest.mark.slow

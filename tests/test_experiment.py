@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import experiment
+from failure import Failure
 from spec import Cell, from_json, to_json
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +88,44 @@ def test_bad_input_names_file_key_and_remedy(path: str, value: Any, message: str
 
     lines = str(caught.value).splitlines()
     assert any(line.startswith("my.yaml: ") and message in line for line in lines), lines
+
+
+HUB = {"name": "m", "source": "hub", "repo_id": "owner/m"}
+DOLLY = {"source": "hub", "repo_id": "databricks/databricks-dolly-15k", "file": "databricks-dolly-15k.jsonl", "rules": "study", "max_tokens": 200}
+
+
+def test_revisions_that_are_no_commits_are_pinned_and_commits_are_not() -> None:
+    asked = []
+
+    def pin(kind: str, name: str, revision: str) -> str:
+        asked.append((kind, name, revision))
+        return "c" * 40
+
+    config = changed("workloads.0.prompts", DOLLY) | {"models": [HUB, HUB | {"name": "n", "revision": "v1"}, HUB | {"name": "o", "revision": "0" * 40}]}
+    planned = experiment.load(config, pin=pin)
+
+    assert asked == [("model", "owner/m", "main"), ("model", "owner/m", "v1"), ("dataset", "databricks/databricks-dolly-15k", "main")]
+    assert [planned.models[name].weights.revision for name in "mno"] == ["c" * 40, "c" * 40, "0" * 40]
+    assert planned.workloads["chat"].prompts.revision == "c" * 40
+
+
+def test_a_revision_that_cannot_be_pinned_is_a_problem_of_the_configuration() -> None:
+    def pin(*_: str) -> str:
+        raise Failure("download_failed", "owner/m at main: access is gated.", "Ask for access.")
+
+    with pytest.raises(experiment.ConfigError, match=r"my\.yaml: owner/m at main: access is gated\. Ask for access\."):
+        experiment.load(changed("models.0", HUB), "my.yaml", pin)
+
+
+def test_the_studys_rules_fill_what_the_configuration_leaves_open() -> None:
+    prompts = experiment.load(changed("workloads.0.prompts", copy.deepcopy(DOLLY))).workloads["chat"].prompts
+
+    assert (prompts.columns, prompts.join, prompts.min_tokens, prompts.max_tokens) == (("context", "instruction"), "", 30, 200)
+
+
+def test_code_of_a_model_is_trusted_only_where_the_configuration_says_so() -> None:
+    assert not any(cell.model.weights.trust_remote_code for cell in experiment.load(copy.deepcopy(DEFAULT)).cells())
+    assert experiment.load(changed("models.0", HUB | {"trust_remote_code": True})).models["m"].weights.trust_remote_code
 
 
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:

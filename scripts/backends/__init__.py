@@ -28,6 +28,7 @@ class Serve:
     seed: int
     options: Any
     args: tuple[str, ...]
+    trust_remote_code: bool = False
     host: str = "127.0.0.1"
 
 

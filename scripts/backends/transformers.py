@@ -31,6 +31,7 @@ def command(serve: Serve) -> Command:
     argv = [serve.python, "-m", "transformers.cli.transformers", "serve", str(serve.engine.file("hf")), "--continuous-batching"]
     argv += ["--cb-block-size", str(options.block_size), "--cb-num-blocks", str(options.blocks), "--cb-max-batch-tokens", str(options.max_batch_tokens)]
     argv += ["--device", "cpu", "--dtype", options.dtype, "--host", serve.host, "--port", str(serve.port)]
+    argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     threads = str(serve.threads)
     return Command(argv + list(serve.args), {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
 

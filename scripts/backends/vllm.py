@@ -38,6 +38,7 @@ def command(serve: Serve) -> Command:
     argv += ["--dtype", native_dtype() if options.dtype == "auto" else options.dtype, "--seed", str(serve.seed), "--generation-config", "vllm"]
     argv += ["--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching"]
     argv += ["--enforce-eager"] if options.eager else []
+    argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     env = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}"}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": serve.host}
     return Command(argv + list(serve.args), env)

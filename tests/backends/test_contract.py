@@ -130,3 +130,11 @@ def test_prefix_caching_is_off_unless_asked_for(name: str) -> None:
 
 def test_threads_of_vllm_are_bound_to_as_many_cores() -> None:
     assert backends.load("vllm").command(serve("vllm", threads=3)).env["VLLM_CPU_OMP_THREADS_BIND"] == "0-2"
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_code_of_the_model_is_run_only_when_trusted(name: str) -> None:
+    adapter = backends.load(name)
+
+    assert "--trust-remote-code" not in adapter.command(serve(name)).argv
+    assert "--trust-remote-code" in adapter.command(serve(name, trust_remote_code=True)).argv
