@@ -139,6 +139,7 @@ def test_what_is_cached_costs_no_request_online_or_offline(hub: Hub, user: User,
         assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_offline_without_the_bytes_says_so(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     user.more = {"HF_HUB_OFFLINE": "1"}
 
@@ -153,7 +154,7 @@ def test_a_file_cut_off_on_the_way_is_gone_on_with(hub: Hub, user: User, model: 
     assert [headers["Range"] for method, path, headers in hub.asked(LARGE) if "Range" in headers] == [f"bytes={20 << 20}-"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))])
 def test_a_killed_transfer_is_gone_on_with(hub: Hub, user: User, model: dict[str, bytes], number: int) -> None:
     commit = hub.add(REPO, model)
     hub.faults = {LARGE: ["slow 20000000"]}
@@ -186,18 +187,21 @@ def test_a_wrong_byte_is_found_and_the_file_fetched_again(hub: Hub, user: User, 
     assert all(Path(made["path"], name).read_bytes() == model[name] for name in NEEDED)
 
 
+@pytest.mark.slow
 def test_bytes_that_stay_wrong_are_refused(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     hub.faults = {LARGE: ["wrong"] * 2}
 
     assert f"{LARGE} came twice with other bytes than the hub says" in refused(user.download(hub.add(REPO, model)))
 
 
+@pytest.mark.slow
 def test_an_lfs_pointer_in_place_of_the_weights_is_refused(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     hub.faults = {LARGE: ["pointer"] * 9}
 
     assert "file should be of size 320000" in refused(user.download(hub.add(REPO, model)))
 
 
+@pytest.mark.slow
 def test_bytes_that_changed_in_the_cache_are_fetched_again(hub: Hub, user: User, model: dict[str, bytes], tmp_path: Path) -> None:
     commit = hub.add(REPO, model)
     blob = Path(user.download(commit)["path"], SMALL).resolve()
@@ -213,7 +217,7 @@ def test_bytes_that_changed_in_the_cache_are_fetched_again(hub: Hub, user: User,
     ("access", "token", "words"),
     [
         ("gated", "", "owner/tiny at {commit}: access is gated. Ask for access at {url}/owner/tiny, then set HF_TOKEN"),
-        ("gated", "no-access", "access is gated. Ask for access at {url}/owner/tiny"),
+        pytest.param("gated", "no-access", "access is gated. Ask for access at {url}/owner/tiny", marks=pytest.mark.slow),
         ("private", "", "there is no such repository, or it is private. Correct `repo_id`; if it is private, ask for access at {url}/owner/tiny"),
         ("open", "hf_expired", "the hub refuses access (401). Ask for access at {url}/owner/tiny, and see that HF_TOKEN"),
     ],
@@ -225,7 +229,7 @@ def test_a_refusal_names_the_repository_and_where_to_ask(hub: Hub, user: User, m
     assert words.format(commit=commit, url=hub.url) in refused(user.download(commit))
 
 
-@pytest.mark.parametrize("login", ["HF_TOKEN", "the login"])
+@pytest.mark.parametrize("login", ["HF_TOKEN", pytest.param("the login", marks=pytest.mark.slow)])
 def test_a_token_opens_a_gated_repository_and_is_written_nowhere(hub: Hub, user: User, model: dict[str, bytes], login: str) -> None:
     commit = hub.add(REPO, model, access="gated")
     if login == "HF_TOKEN":
@@ -242,6 +246,7 @@ def test_a_token_opens_a_gated_repository_and_is_written_nowhere(hub: Hub, user:
     assert [path for path in user.home.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == ([] if login == "HF_TOKEN" else [user.home / "hf/token"])
 
 
+@pytest.mark.slow
 def test_a_commit_or_repository_that_is_not_there_is_named(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     hub.add(REPO, model)
 
@@ -259,6 +264,7 @@ def test_a_hub_in_trouble_is_told_as_such(hub: Hub, user: User, model: dict[str,
     assert words in refused(user.download(commit))
 
 
+@pytest.mark.slow
 def test_a_server_error_in_the_middle_loses_nothing(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     commit = hub.add(REPO, model)
     hub.faults = {LARGE: ["500"] * 9}
@@ -349,6 +355,7 @@ def test_a_data_set_is_fetched_filtered_and_drawn_by_the_seed(hub: Hub, user: Us
     assert not [path for _, path, _ in hub.asked("README.md")]
 
 
+@pytest.mark.slow
 def test_parquet_and_chat_messages_are_read_by_their_columns(hub: Hub, user: User, model: dict[str, bytes]) -> None:
     chats = [{"talk": [{"role": "system", "content": "Be."}, {"role": "user", "content": "word one"}, {"role": "assistant", "content": "no"}, {"role": "user", "content": "word"}]}]
     sink = pa.BufferOutputStream()
@@ -365,10 +372,10 @@ def test_parquet_and_chat_messages_are_read_by_their_columns(hub: Hub, user: Use
     ("changes", "words"),
     [
         ({"file": "train.jsonl"}, "has no file train.jsonl. It has: bad.parquet, databricks-dolly-15k.jsonl"),
-        ({"columns": ["question"]}, "line 1: no column question; there are instruction, context"),
-        ({"turns": "response"}, "column response does not hold a list of texts, or of messages"),
+        pytest.param({"columns": ["question"]}, "line 1: no column question; there are instruction, context", marks=pytest.mark.slow),
+        pytest.param({"turns": "response"}, "column response does not hold a list of texts, or of messages", marks=pytest.mark.slow),
         ({"file": "bad.parquet"}, "is not a whole Parquet file"),
-        ({"min_tokens": 900, "max_tokens": 999}, "No prompt has between 900 and 999 tokens"),
+        pytest.param({"min_tokens": 900, "max_tokens": 999}, "No prompt has between 900 and 999 tokens", marks=pytest.mark.slow),
     ],
 )
 def test_a_data_set_that_does_not_fit_says_how(hub: Hub, user: User, model: dict[str, bytes], changes: dict[str, Any], words: str) -> None:

@@ -105,7 +105,21 @@ def reordered(checkout: Checkout) -> list[str]:
     return list(reversed(blocks))
 
 
-@pytest.mark.parametrize(("edit", "jobs"), [(edit, jobs) for _, edit, jobs in TABLE], ids=[name for name, _, _ in TABLE])
+# A dry run takes seconds. These rows are like their neighbours, and left to CI.
+LEFT_TO_CI = {
+    "its worker process",
+    "the supervisor",
+    "the report's style",
+    "the report's charts",
+    "a request rate",
+    "a concurrency less",
+    "another seed",
+    "an objective",
+    "a longer window",
+}
+
+
+@pytest.mark.parametrize(("edit", "jobs"), [pytest.param(edit, jobs, id=name, marks=[pytest.mark.slow] if name in LEFT_TO_CI else []) for name, edit, jobs in TABLE])
 def test_an_edit_reruns_exactly_these_jobs(edited: Checkout, edit: Callable[[Checkout], None], jobs: dict[str, int]) -> None:
     edit(edited)
 
