@@ -1,4 +1,4 @@
-"""Build the Python environment of a backend from its hashed lock, once per lock, interpreter and machine."""
+"""Make what a backend runs in: a Python environment from its hashed lock, once per lock, interpreter and machine; or a container image."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import job
+import runtime
 from failure import Failure
+from spec import Environment, from_json
 
 log = logging.getLogger(__name__)
 LOCKS = Path(__file__).resolve().parent.parent / "envs"
 
 
-def install(lock: Path | None, extra_index_url: str | None, folder: Path) -> dict[str, Any]:
+def install(lock: Path, extra_index_url: str | None, folder: Path) -> dict[str, Any]:
     """Make a virtual environment in `folder`; facts: its `python`, all `packages` with versions, and the
     `versions` of those that the lock was made for.
 
     Tries the configured package indexes first and the extra one only if a locked file is not found there. Hashes are
     checked either way. Failure `install_failed` with pip's last words.
     """
-    if lock is None:
-        return {"python": sys.executable, "packages": packages(Path(sys.executable)), "versions": {}}
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     done = pip(python, lock, [])
@@ -81,17 +81,26 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, process.returncode, "".join(lines))
 
 
-def packages(python: Path) -> dict[str, str]:
+def packages(python: Path, env: dict[str, str] | None = None) -> dict[str, str]:
     """Installed distributions and versions of an interpreter."""
     listing = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    return dict(sorted(json.loads(subprocess.check_output([str(python), "-c", listing], text=True)).items()))
+    return dict(sorted(json.loads(subprocess.check_output([str(python), "-c", listing], text=True, env=os.environ | (env or {}))).items()))
+
+
+def make(environment: Environment, folder: Path) -> dict[str, Any]:
+    """What a backend runs in, by its kind (spec.Environment)."""
+    if environment.runtime:
+        return runtime.load(environment.runtime).prepare(environment, folder)
+    if environment.lock:
+        return install(LOCKS / f"{environment.lock}.txt", os.environ.get("SHOWDOWN_EXTRA_INDEX_URL"), folder)
+    python = Path(str(environment.interpreter))
+    return {"python": str(python), "packages": packages(python, environment.env), "versions": {}}
 
 
 def main() -> None:
     args = job.arguments(__doc__)
-    name = args.spec.get("name")
-    lock = LOCKS / f"{name}.txt" if name else None
-    job.prepare(args, "environment", lambda folder: install(lock, os.environ.get("SHOWDOWN_EXTRA_INDEX_URL"), folder), [], hashed=False)
+    environment: Environment = from_json(Environment, args.spec)
+    job.prepare(args, "environment", lambda folder: make(environment, folder), [], hashed=False)
 
 
 if __name__ == "__main__":

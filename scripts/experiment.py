@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import platform
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "rules" / "config.schema.yaml"
 # Checkpoints are converted and made in an environment that has torch and transformers; only these pins decide the result.
 CONVERTER = "vllm"
+PIPELINE = "pipeline"
 CONVERTER_PINS = ("gguf", "safetensors", "tokenizers", "torch", "transformers")
 SAMPLE = 1 << 20
 # Asks what a revision means: kind ('model', 'dataset'), name, revision -> commit. scripts/lock.py gives one.
@@ -42,7 +44,8 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A whole configuration: the axes by name, and what all cells share."""
+    """A whole configuration: the axes by name, and what all cells share. `served`: the quantizations of each backend;
+    `offers`: those of each model, and its backends."""
 
     config: dict[str, Any]
     models: dict[str, Model]
@@ -51,10 +54,15 @@ class Experiment:
     workloads: dict[str, Workload]
     offered: dict[str, Offered]
     served: dict[str, list[str]]
+    offers: dict[str, tuple[list[str], list[str]]]
 
     @property
     def results(self) -> str:
         return str(self.config["results"]).rstrip("/")
+
+    @property
+    def server(self) -> Server:
+        return Server(**self.config["server"])
 
     def cell(self, model: str, quantization: str, backend: str, workload: str, offered: str, trial: int | str) -> Cell:
         return Cell(
@@ -66,16 +74,19 @@ class Experiment:
             trial=int(trial),
             seed=self.config["seed"],
             load=Load(**self.config["load"]),
-            server=Server(**self.config["server"]),
+            server=self.server,
         )
 
     def cells(self) -> Iterator[Cell]:
-        """All cells of the matrix; a backend's only in the quantizations it is to serve, a trace's speeds only with a trace."""
+        """All cells of the matrix; a backend's and a model's only in the quantizations they are to be served in, a trace's speeds only with a trace."""
         trials = range(1, self.config["trials"] + 1)
         for trial, model, backend, workload, offered in itertools.product(trials, self.models, self.backends, self.workloads, self.offered):
             if self.offered[offered].kind == "speed" and self.workloads[workload].prompts.source != "trace":
                 continue
-            for quantization in self.served[backend]:
+            quantizations, able = self.offers[model]
+            for quantization in self.served[backend] if backend in able else []:
+                if quantization not in quantizations:
+                    continue
                 yield self.cell(model, quantization, backend, workload, offered, trial)
 
 
@@ -93,18 +104,20 @@ def load(config: dict[str, Any], file: str = "config.yaml", pin: Pin = lambda ki
         raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
     names = [entry["name"] for entry in config["quantizations"]]
     try:
-        models = {entry["name"]: _model(entry, pin) for entry in config["models"]}
+        models = {entry["name"]: _model(entry, pin, config["converter_python"]) for entry in config["models"]}
         workloads = {entry["name"]: _workload(entry, pin) for entry in config["workloads"]}
+        served_by = {entry["name"]: _backend(entry, pin) for entry in config["backends"]}
     except Failure as error:
         raise ConfigError(f"{file}: {error}") from error
     return Experiment(
         config=config,
         models=models,
         quantizations={entry["name"]: Quantization(**entry) for entry in config["quantizations"]},
-        backends={entry["name"]: _backend(entry) for entry in config["backends"]},
+        backends=served_by,
         workloads=workloads,
         offered={made.name: made for made in _offered(config)},
         served={entry["name"]: entry.get("quantizations", names) for entry in config["backends"]},
+        offers={entry["name"]: (entry.get("quantizations", names), entry.get("backends", list(served_by))) for entry in config["models"]},
     )
 
 
@@ -178,6 +191,9 @@ def _problems(config: dict[str, Any]) -> Iterator[str]:
         )
     for position, entry in enumerate(config["models"]):
         yield from _weights_problems(f"models[{position}]", entry)
+        for axis in ("quantizations", "backends"):
+            there = [other["name"] for other in config[axis]]
+            yield from (f"models[{position}].{axis}: there is none called '{name}'; there are: {', '.join(there)}." for name in entry.get(axis, []) if name not in there)
     for position, entry in enumerate(config["workloads"]):
         yield from _prompts_problems(f"workloads[{position}].prompts", entry["prompts"])
     for position, entry in enumerate(config["backends"]):
@@ -221,6 +237,20 @@ def _backend_problems(key: str, entry: dict[str, Any], config: dict[str, Any]) -
         yield f"{key}.{'adapter' if 'adapter' in entry else 'name'}: there is no backend '{name}'; there are: {', '.join(backends.names())}."
         return
     adapter = backends.load(name)
+    device = config["server"]["device"]
+    if device not in adapter.DEVICES:
+        yield f"{key}: {name} runs on {' or '.join(sorted(adapter.DEVICES))}, and server.device is {device}. Set server.device, or drop one of the two."
+    if entry["runtime"] == "process":
+        if "image" in entry:
+            yield f"{key}.image: the runtime process uses no image; write `runtime: docker` (or podman, apptainer), or drop it."
+        if "python" not in entry and (adapter.ENVIRONMENT is None or (device == "gpu" and adapter.ENVIRONMENT != PIPELINE)):
+            yield f"{key}.python: name the interpreter that has {name} for the GPU, or write `runtime: docker`; envs/ locks none."
+        if "python" in entry and not Path(entry["python"]).expanduser().is_file():
+            yield f"{key}.python: there is no interpreter {entry['python']}."
+    elif "python" in entry:
+        yield f"{key}.python: in a container the image's own interpreter runs; drop it, or write `runtime: process`."
+    elif not (entry.get("image") or adapter.IMAGE or adapter.CONTAINER):
+        yield f"{key}.image: {name} has no image of its own; name one."
     methods = {quantization["name"]: quantization["method"] for quantization in config["quantizations"]}
     forced = [workload["name"] for workload in config["workloads"] if workload["output_length"] == "forced"]
     if forced and not adapter.FORCES_LENGTH:
@@ -249,12 +279,12 @@ def locate(path: str) -> Path:
     return here.absolute() if here.exists() else ROOT / path
 
 
-def environment(name: str | None) -> Environment:
-    """The environment that envs/<name>.txt locks, for this interpreter and machine; no name is the pipeline's own."""
+def environment(name: str) -> Environment:
+    """The environment that envs/<name>.txt locks, for this interpreter and machine; 'pipeline' is the pipeline's own."""
     python = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
-    if name is None:
-        return Environment(None, None, python)
-    return Environment(name, hashlib.sha256((ROOT / "envs" / f"{name}.txt").read_bytes()).hexdigest(), python)
+    if name == PIPELINE:
+        return Environment(name, "pipeline", python=python, interpreter=sys.executable)
+    return Environment(name, "lock", python=python, lock=name, lock_sha256=sha256(ROOT / "envs" / f"{name}.txt"))
 
 
 def folder_sha256(folder: Path) -> str:
@@ -284,7 +314,7 @@ def _commit(kind: str, entry: dict[str, Any], pin: Pin) -> str:
 
 
 def _weights(entry: dict[str, Any], pin: Pin) -> Weights:
-    fields = {name: value for name, value in entry.items() if name not in ("name", "licence", "note", "tokenizer")}
+    fields = {name: value for name, value in entry.items() if name not in ("name", "licence", "note", "tokenizer", "quantizations", "backends")}
     if entry["source"] == "hub":
         fields |= {"revision": _commit("model", entry, pin), "pickle_weights": tuple(entry["pickle_weights"])}
     if entry["source"] == "folder":
@@ -294,11 +324,11 @@ def _weights(entry: dict[str, Any], pin: Pin) -> Weights:
     return Weights(**fields)
 
 
-def _model(entry: dict[str, Any], pin: Pin) -> Model:
+def _model(entry: dict[str, Any], pin: Pin, converter: str | None) -> Model:
     weights = _weights(entry, pin)
     parts = [weights, *([weights.tokenizer] if weights.tokenizer else [])]
     made = any(part.source in ("package", "random") for part in parts)
-    return Model(entry["name"], weights, pins(CONVERTER, CONVERTER_PINS) if made else None)
+    return Model(entry["name"], weights, (pins(CONVERTER, CONVERTER_PINS) if converter is None else {"interpreter": converter}) if made else None)
 
 
 def pins(environment: str, packages: tuple[str, ...]) -> dict[str, str]:
@@ -307,11 +337,48 @@ def pins(environment: str, packages: tuple[str, ...]) -> dict[str, str]:
     return {name: version for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE) if name in packages}
 
 
-def _backend(entry: dict[str, Any]) -> Backend:
+def _backend(entry: dict[str, Any], pin: Pin) -> Backend:
     name = entry.get("adapter", entry["name"])
     adapter = backends.load(name)
     options = dataclasses.asdict(adapter.Options(**entry["options"]))
-    return Backend(entry["name"], name, environment(adapter.ENVIRONMENT), options, tuple(entry["args"]))
+    runtime, args = entry["runtime"], tuple(entry["args"])
+    return Backend(
+        entry["name"], name, _surroundings(entry, adapter, pin), options, args, runtime, entry["env"], entry.get("workdir"), adapter.builds(adapter.Options(**entry["options"]))
+    )
+
+
+def _surroundings(entry: dict[str, Any], adapter: backends.Adapter, pin: Pin) -> Environment:
+    """What a backend runs in; _backend_problems has seen that there is something."""
+    if "python" in entry:
+        return Environment(f"{entry['name']}.python", "interpreter", interpreter=str(Path(entry["python"]).expanduser()), env=entry["env"])
+    if entry["runtime"] == "process":
+        assert adapter.ENVIRONMENT
+        return environment(adapter.ENVIRONMENT)
+    image = entry.get("image") or adapter.IMAGE
+    if image:
+        return Environment(f"{entry['name']}.image", "image", runtime=entry["runtime"], image=pinned_image(image, pin))
+    return Environment(
+        f"{entry['name']}.image",
+        "container",
+        runtime=entry["runtime"],
+        image=f"{adapter.CONTAINER}",
+        lock=adapter.ENVIRONMENT,
+        lock_sha256=_lock_sha256(adapter),
+        sources_sha256=folder_sha256(ROOT / "containers" / str(adapter.CONTAINER)),
+    )
+
+
+def _lock_sha256(adapter: backends.Adapter) -> str | None:
+    return sha256(ROOT / "envs" / f"{adapter.ENVIRONMENT}.txt") if adapter.ENVIRONMENT else None
+
+
+def pinned_image(image: str, pin: Pin) -> str:
+    """The image by digest: name@sha256:..., whatever tag it was named by."""
+    if "@sha256:" in image:
+        return image
+    name, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
+    digest = pin("image", name, tag)
+    return f"{name}@{digest}" if digest.startswith("sha256:") else f"{name}:{digest}"
 
 
 def _workload(entry: dict[str, Any], pin: Pin) -> Workload:

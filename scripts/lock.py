@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 import hub
+from runtime import docker
 
 log = logging.getLogger(__name__)
 HEADER = """# Written by LLM Backend Showdown: what each branch or tag meant when it was first used, so that every machine gets the same
@@ -24,6 +25,7 @@ HEADER = """# Written by LLM Backend Showdown: what each branch or tag meant whe
 Lock = dict[str, dict[str, str]]
 # Kind of what is locked -> how to ask what a name and a revision of it mean now.
 ASK: dict[str, Callable[[str, str], str]] = {
+    "image": docker.digest,
     "model": lambda name, revision: hub.commit_of("model", name, revision),
     "dataset": lambda name, revision: hub.commit_of("dataset", name, revision),
 }

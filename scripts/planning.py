@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import fingerprint
+import runtime
 import store
 import telemetry
 from experiment import CONVERTER, Experiment, environment, locate
 from failure import RETRIED
 from manifest import Manifest
-from spec import Cell, to_json
+from spec import Cell, Environment, to_json
 
-PIPELINE = "pipeline"
+# What of the server's settings an engine is built for.
+BUILT_FOR = ("context_length", "max_sequences", "dtype", "tensor_parallel")
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,29 @@ class Plan:
         return fingerprint.code(self.scripts, *files)
 
     @cached_property
-    def environments(self) -> list[str]:
-        """Names of all environments that the experiment may need."""
-        used = {backend.environment.name or PIPELINE for backend in self.experiment.backends.values()}
-        return sorted(used | ({CONVERTER} if any(model.converter for model in self.experiment.models.values()) else set()))
+    def environments(self) -> dict[str, Environment]:
+        """All environments that the experiment may need, by name."""
+        used = [backend.environment for backend in self.experiment.backends.values()]
+        if any(model.converter for model in self.experiment.models.values()):
+            used.append(self.converter)
+        return {made.name: made for made in used}
+
+    @cached_property
+    def converter(self) -> Environment:
+        """What converts and makes checkpoints."""
+        python = self.experiment.config["converter_python"]
+        return Environment("converter.python", "interpreter", interpreter=python) if python else environment(CONVERTER)
 
     def environment(self, name: str) -> Job:
-        """A lock fixes every byte, so the code that installs it is left out."""
-        spec = {"interpreter": sys.executable} if name == PIPELINE else environment(name)
-        return Job(self.results / f"environment/{name}.json", to_json(spec), "")
+        """A lock and a digest fix every byte, so the code that installs it is left out."""
+        return Job(self.results / f"environment/{name}.json", to_json(self.environments[name]), "")
 
     def environment_of(self, backend: str) -> Job:
-        return self.environment(self.experiment.backends[backend].environment.name or PIPELINE)
+        return self.environment(self.experiment.backends[backend].environment.name)
 
     def converter_of(self, model: str) -> list[Job]:
         """The environment that makes the model's checkpoint, if one is needed."""
-        return [self.environment(CONVERTER)] if self.experiment.models[model].converter else []
+        return [self.environment(self.converter.name)] if self.experiment.models[model].converter else []
 
     def download(self, model: str) -> Job:
         made = self.experiment.models[model]
@@ -105,8 +114,17 @@ class Plan:
         return Job(self.results / f"quantize/{model}/{quantization}.json", to_json(spec), self.code("quantize.py"))
 
     def build(self, model: str, quantization: str, backend: str) -> Job:
-        spec = {"weights": self.quantize(model, quantization).key, "backend": self.experiment.backends[backend]}
-        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.code("build.py", *self.adapter(backend)))
+        """Where there is something to build, all that the engine is made for: sizes, and the GPU by name and compute capability."""
+        made, server = self.experiment.backends[backend], self.experiment.server
+        spec = {"weights": self.quantize(model, quantization).key, "backend": made}
+        if made.builds:
+            spec |= {"quantization": self.experiment.quantizations[quantization], "server": {name: getattr(server, name) for name in BUILT_FOR}, "gpu": telemetry.gpu_kind()}
+            spec |= {"trust_remote_code": self.experiment.models[model].weights.trust_remote_code}
+        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.code("build.py", *self.adapter(backend), *self.runtime(backend)))
+
+    def runtime(self, backend: str) -> list[str]:
+        """The file of what starts a backend, which build and measure find by name."""
+        return [f"runtime/{self.experiment.backends[backend].runtime}.py"]
 
     def calibrate(self) -> Job:
         """The client's own error and ceiling, on this kind of host."""
@@ -116,7 +134,7 @@ class Plan:
     def measure(self, model: str, quantization: str, backend: str, workload: str, offered: str, trial: str | int) -> Job:
         cell = self.experiment.cell(model, quantization, backend, workload, offered, trial)
         spec = {"cell": cell, "engine": self.build(model, quantization, backend).key, "prompts": self.prompts(model, workload).key}
-        return Job(self.results / f"measure/{cell.path}/cell.json", to_json(spec), self.code("measure.py", "runtime/supervise.py", *self.adapter(backend)))
+        return Job(self.results / f"measure/{cell.path}/cell.json", to_json(spec), self.code("measure.py", "runtime/supervise.py", *self.adapter(backend), *self.runtime(backend)))
 
     def prepared_for(self, cell: Cell) -> list[Job]:
         """Every preparing job that a cell's measurement rests on."""
@@ -150,6 +168,8 @@ class Plan:
             if made.settled:
                 manifest = Manifest.load(made.path)
                 reason = manifest.failure["reason"] if manifest.failure else store.lost(manifest)
+                if not reason and "runtime" in manifest.facts:
+                    reason = runtime.load(manifest.facts["runtime"]).missing(manifest.facts)
                 if reason:
                     made.redo(reason)
 

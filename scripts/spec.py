@@ -12,11 +12,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python environment by its lock; no name means the pipeline's own interpreter."""
+    """What a backend runs in. `kind` says which fields are set.
 
-    name: str | None
-    lock_sha256: str | None
-    python: str
+    pipeline     the pipeline's own interpreter: python
+    lock         an environment installed from envs/<name>.txt: python, lock_sha256
+    interpreter  one that is there already: interpreter, its path
+    image        a container image: runtime, image (by digest where the registry gave one)
+    container    a container image built from containers/<image>: runtime, image, sources_sha256, and lock with lock_sha256
+                 where it installs an environment of envs/
+
+    `env`: what an interpreter needs in its environment to find its packages.
+    """
+
+    name: str
+    kind: str
+    python: str | None = None
+    lock: str | None = None
+    lock_sha256: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    interpreter: str | None = None
+    runtime: str | None = None
+    image: str | None = None
+    sources_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +75,17 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Backend:
+    """`runtime` starts it: process, docker, podman, apptainer. `env` and `workdir` are the configuration's additions."""
+
     name: str
     adapter: str
     environment: Environment
     options: dict[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    runtime: str = "process"
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    builds: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,11 +147,20 @@ LETTERS = {"users": "c", "rate": "r", "speed": "x"}
 
 @dataclass(frozen=True)
 class Server:
+    """What every server is told alike. `policy`: 'equal' sets all of it, 'as_shipped' leaves sequences, caching and memory to the backend."""
+
     context_length: int
     max_sequences: int
     threads: int | None
     port: int | None
     start_timeout_s: float
+    policy: str
+    device: str
+    dtype: str
+    tensor_parallel: int
+    gpu_memory_share: float
+    prefix_caching: bool
+    memory_gib: float | None
 
 
 @dataclass(frozen=True)

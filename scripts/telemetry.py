@@ -6,6 +6,7 @@ Hardware that is not there gives no column; nothing is invented.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
@@ -17,20 +18,25 @@ from typing import Any
 import psutil
 import pynvml
 
+from failure import Failure
+
 log = logging.getLogger(__name__)
 STEP_S = 1.0
+# nvml.h, nvmlClocksEventReason*: what holds a GPU's clocks down, beside being idle.
+THROTTLES = {"power cap": 0x4, "hardware slowdown": 0x8, "sync boost": 0x10, "thermal (software)": 0x20, "thermal (hardware)": 0x40, "power brake": 0x80}
 
 
 @contextmanager
-def sampling(tree: Callable[[], list[psutil.Process]]) -> Iterator[list[dict[str, Any]]]:
+def sampling(tree: Callable[[], list[psutil.Process]], uuids: tuple[str, ...] = ()) -> Iterator[list[dict[str, Any]]]:
     """Sample in a thread while the block runs; gives the list that the rows go to.
 
     A row: time_ns (perf_counter), server_cpu_s and client_cpu_s (CPU seconds so far), server_rss_bytes, host_cpu_percent,
-    host_available_bytes, gpus (a list of {uuid, utilization_percent, memory_bytes, power_w, sm_clock_mhz}).
+    host_available_bytes, and of the GPUs named by `uuids` a list of {uuid, utilization_percent, memory_bytes, power_w,
+    sm_clock_mhz, throttled (reasons by name)}.
     """
     rows: list[dict[str, Any]] = []
     over = threading.Event()
-    gpus = gpu_handles()
+    gpus = [handle for handle in gpu_handles() if pynvml.nvmlDeviceGetUUID(handle) in uuids]
 
     def work() -> None:
         psutil.cpu_percent()
@@ -88,7 +94,39 @@ def gpu_sample(handle: Any) -> dict[str, Any]:
         "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).used,
         "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "throttled": [name for name, bit in THROTTLES.items() if pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & bit],
     }
+
+
+def allocated(count: int) -> list[dict[str, Any]]:
+    """The first `count` GPUs of this job's allocation (CUDA_VISIBLE_DEVICES: indices or UUIDs), else of the host: {uuid, name,
+    memory_bytes, compute_capability}. Failure `no_gpu` where there are fewer."""
+    found = []
+    for handle in gpu_handles():
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        told = {"uuid": pynvml.nvmlDeviceGetUUID(handle), "name": str(pynvml.nvmlDeviceGetName(handle)), "compute_capability": f"{major}.{minor}"}
+        found.append(told | {"memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total})
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [name.strip() for name in visible.split(",") if name.strip()]
+        found = [gpu for name in named for number, gpu in enumerate(found) if name == str(number) or gpu["uuid"].startswith(name)]
+    if len(found) < count:
+        where = "this host has" if visible is None else f"CUDA_VISIBLE_DEVICES={visible} leaves"
+        raise Failure(
+            "no_gpu",
+            f"{count} GPU{'s are' if count > 1 else ' is'} asked for, and {where} {len(found)}.",
+            "Run where there are GPUs, lower server.tensor_parallel, or set server.device to cpu.",
+        )
+    return found[:count]
+
+
+def gpu_kind() -> dict[str, str] | None:
+    """Name and compute capability of this host's first GPU; None where there is none."""
+    try:
+        [gpu] = allocated(1)
+        return {"name": gpu["name"], "compute_capability": gpu["compute_capability"]}
+    except Failure:
+        return None
 
 
 def host() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from loadgen.wire import frames
 from manifest import Manifest
 from measure import until_ready
 from metrics.stream import event
-from runtime import process
+from runtime import Launch, check, process
 
 
 def snakemake(product: Path, *arguments: str) -> str:
@@ -71,7 +71,7 @@ def test_a_real_server_speaks_as_its_adapter_says(product: Path, name: str, tmp_
     port = process.free_port()
     command = adapter.command(backends.Serve(engine, python, "m", port, 256, 4, 1, 1, adapter.Options(), ()))
     base = f"http://127.0.0.1:{port}"
-    with process.serve(command.argv, command.env, tmp_path / "log", tmp_path) as server:
+    with process.serve(Launch(command.argv, command.env, tmp_path / "log", tmp_path)) as server:
         asyncio.run(until_ready(server, base + adapter.READY, 60))
 
         status, said = ask(f"{base}/v1/chat/completions", CHAT)
@@ -102,7 +102,7 @@ def test_a_real_server_speaks_as_its_adapter_says(product: Path, name: str, tmp_
                     leaver.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
                     leaver.recv(100)
             assert ask(f"{base}/v1/chat/completions", CHAT)[0] == 200
-        server.check("after all that")
+        check(server, "after all that")
 
 
 @pytest.mark.slow

@@ -57,8 +57,18 @@ BAD = [
     ("models.0.name", "a/b", "models[0].name: 'a/b' does not match"),
     ("models.0.name", "-a", "models[0].name: '-a' does not match"),
     ("backends.-", {"name": "vllm"}, "backends: the name 'vllm' stands 2 times"),
-    ("backends.0.adapter", "openvno", "backends[0].adapter: there is no backend 'openvno'; there are: llamacpp, openvino"),
-    ("backends.0.options", {"x": 1}, "backends[0].options: llamacpp has no option 'x'; it has: prefix_cache"),
+    ("backends.0.adapter", "openvno", "backends[0].adapter: there is no backend 'openvno'; there are: llamacpp, lmdeploy, mlc_llm"),
+    ("backends.0.options", {"x": 1}, "backends[0].options: llamacpp has no option 'x'; it has: none"),
+    ("server.device", "gpu", "backends[0]: llamacpp runs on cpu, and server.device is gpu. Set server.device"),
+    ("server.policy", "fair", "server.policy: 'fair' is not one of ['equal', 'as_shipped']"),
+    ("backends.-", {"name": "tgi"}, "backends[3]: tgi runs on gpu, and server.device is cpu"),
+    ("backends.-", {"name": "tgi"}, "backends[3].python: name the interpreter that has tgi for the GPU, or write `runtime: docker`"),
+    ("backends.0.image", "x:1", "backends[0].image: the runtime process uses no image; write `runtime: docker`"),
+    ("backends.0.runtime", "lxc", "backends[0].runtime: 'lxc' is not one of ['process', 'docker', 'podman', 'apptainer']"),
+    ("backends.0.python", "/nowhere/python", "backends[0].python: there is no interpreter /nowhere/python"),
+    ("backends.0", {"name": "llamacpp", "runtime": "docker", "python": "/bin/sh"}, "backends[0].python: in a container the image's own interpreter runs"),
+    ("models.0.backends", ["tgi"], "models[0].backends: there is none called 'tgi'; there are: llamacpp, openvino, vllm"),
+    ("models.0.quantizations", ["awq"], "models[0].quantizations: there is none called 'awq'; there are: none"),
     ("backends.2.options", {"kv_cache_gib": "a"}, "backends[2].options.kv_cache_gib: 'a' is not of type int"),
     ("backends.0.quantizations", ["awq"], "backends[0].quantizations: there is no quantization 'awq'; there are: none"),
     ("quantizations.-", {"name": "q8", "method": "gguf", "type": "Q8_0"}, "backends[2]: vllm cannot serve the quantization 'q8' (method gguf); it serves: none"),
@@ -126,6 +136,37 @@ def test_the_studys_rules_fill_what_the_configuration_leaves_open() -> None:
 def test_code_of_a_model_is_trusted_only_where_the_configuration_says_so() -> None:
     assert not any(cell.model.weights.trust_remote_code for cell in experiment.load(copy.deepcopy(DEFAULT)).cells())
     assert experiment.load(changed("models.0", HUB | {"trust_remote_code": True})).models["m"].weights.trust_remote_code
+
+
+def test_images_are_pinned_by_digest_and_digests_stay_as_they_are() -> None:
+    asked = []
+
+    def pin(kind: str, name: str, tag: str) -> str:
+        asked.append((kind, name, tag))
+        return "sha256:" + "d" * 64
+
+    served = [
+        {"name": "a", "adapter": "vllm", "runtime": "docker"},
+        {"name": "b", "adapter": "vllm", "runtime": "podman", "image": "localhost:5000/vllm"},
+        {"name": "c", "adapter": "vllm", "runtime": "docker", "image": "vllm@sha256:" + "e" * 64},
+        {"name": "d", "adapter": "llamacpp", "runtime": "docker"},
+    ]
+    planned = experiment.load(changed("backends", served), pin=pin).backends
+
+    assert asked == [("image", "vllm/vllm-openai", "v0.31.0"), ("image", "localhost:5000/vllm", "latest")]
+    assert [planned[name].environment.image for name in "ab"] == ["vllm/vllm-openai@sha256:" + "d" * 64, "localhost:5000/vllm@sha256:" + "d" * 64]
+    assert planned["c"].environment.image == "vllm@sha256:" + "e" * 64
+    assert (planned["d"].environment.kind, planned["d"].environment.image, planned["d"].environment.lock) == ("container", "python", "llamacpp")
+
+
+def test_a_model_is_served_only_as_it_says() -> None:
+    config = changed("models.-", DEFAULT["models"][0] | {"name": "other", "backends": ["llamacpp"], "quantizations": ["q8"]})
+    config["quantizations"].append({"name": "q8", "method": "gguf", "type": "Q8_0"})
+    config["backends"][2]["quantizations"] = ["none"]
+    found = {(cell.model.name, cell.backend.name, cell.quantization.name) for cell in experiment.load(config).cells()}
+
+    assert {entry for entry in found if entry[0] == "other"} == {("other", "llamacpp", "q8")}
+    assert len(found) == 1 + 5
 
 
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:

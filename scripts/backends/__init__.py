@@ -5,7 +5,6 @@ A file gives what the class Adapter below lists. What a server program of our ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,12 @@ from manifest import Manifest
 
 @dataclass(frozen=True)
 class Serve:
-    """What a server is told, in words common to all backends. `engine` is what `build` made, `python` the interpreter."""
+    """What a server is told, in words common to all backends.
+
+    `engine` is what `build` made, `python` the interpreter, `programs` the folder of our own server programs, all as the
+    server sees them: in a container they lie elsewhere.
+    `equal`: whether max_sequences, prefix_caching and gpu_memory_share are to be set, or left to the backend's defaults.
+    """
 
     engine: Manifest
     python: str
@@ -28,16 +32,48 @@ class Serve:
     seed: int
     options: Any
     args: tuple[str, ...]
+    method: str = "none"
+    equal: bool = True
+    device: str = "cpu"
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    gpu_memory_share: float = 0.9
+    prefix_caching: bool = False
     trust_remote_code: bool = False
     host: str = "127.0.0.1"
+    programs: Path = Path(__file__).parent.parent / "servers"
+
+
+@dataclass(frozen=True)
+class Build:
+    """What an engine is built from and for: `weights` as the builder sees them, `folder` where the engine goes.
+
+    `type` is the quantization's own word, such as int4_awq.
+    """
+
+    weights: Manifest
+    folder: Path
+    python: str
+    method: str
+    type: str | None
+    context_length: int
+    max_sequences: int
+    dtype: str
+    tensor_parallel: int
+    options: Any
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: argument vector and additions to its environment."""
+    """A process to start: argument vector and additions to its environment.
+
+    `through_entrypoint`: in a container these are arguments of the image's own entry point, which sets things up first.
+    """
 
     argv: list[str]
     env: dict[str, str]
+    through_entrypoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,24 +95,40 @@ class Ask:
 class Adapter(Protocol):
     """The facts and functions that a file of this folder gives.
 
-    ENVIRONMENT   lock in envs/ that it runs in; None for the pipeline's own
-    WEIGHTS       form of the model it loads: 'hf' (a folder) or 'gguf' (a file)
+    ENVIRONMENT   lock in envs/ that it runs in as a process; 'pipeline' is the pipeline's own; None where it has neither
+    IMAGE         image that upstream publishes, or None
+    CONTAINER     folder of containers/ to build an image from where there is none, or None
+    DEVICES       what it computes on: 'cpu', 'gpu'
+    WEIGHTS       form of the model it loads or builds from: 'hf' (a folder) or 'gguf' (a file)
     METHODS       quantization methods it serves
     READY         path that answers 200 once the server can answer requests
+    INFO          paths whose JSON says how the server is set up, kept with the cell
+    METRICS       path of its own metrics, or None
     FORCES_LENGTH whether a request can ask for exactly max_tokens tokens
+    CACHE         environment variable that names the folder of its compile cache, or None
     Options       frozen dataclass of its own options, plain types with defaults
     """
 
     ENVIRONMENT: str | None
+    IMAGE: str | None
+    CONTAINER: str | None
+    DEVICES: frozenset[str]
     WEIGHTS: str
     METHODS: frozenset[str]
     READY: str
+    INFO: tuple[str, ...]
+    METRICS: str | None
     FORCES_LENGTH: bool
+    CACHE: str | None
     Options: Any
 
     @staticmethod
-    def build(model: Manifest, folder: Path) -> dict[str, Any]:
-        """Make the engine in `folder` and return its facts."""
+    def builds(options: Any) -> bool:
+        """Whether there is anything to build; if ever there is, the file gives `steps` as well."""
+
+    @staticmethod
+    def steps(build: Build) -> list[Command]:
+        """The commands that make the engine in build.folder, in order."""
 
     @staticmethod
     def command(serve: Serve) -> Command:
@@ -85,6 +137,11 @@ class Adapter(Protocol):
     @staticmethod
     def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of a streaming request."""
+
+    @staticmethod
+    def realised(log: str, info: dict[str, Any]) -> dict[str, Any]:
+        """What the running server says of itself, by its log and its INFO answers: {max_sequences, kv_cache_tokens, dtype,
+        prefix_caching, quantization, kernel, version, ...}, as far as it says it."""
 
 
 def names() -> list[str]:
@@ -96,14 +153,20 @@ def load(name: str) -> Adapter:
     return cast(Adapter, import_module(f"backends.{name}"))
 
 
-def nothing_to_build(weights: str) -> Callable[[Manifest, Path], dict[str, Any]]:
-    """The `build` of a backend that loads the model as it is: the engine is the model, no bytes are copied."""
+def never(_options: Any) -> bool:
+    """The `builds` of a backend that loads the model as it is."""
+    return False
 
-    def build(model: Manifest, _folder: Path) -> dict[str, Any]:
-        told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
-        return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], **told}
 
-    return build
+def loaded_as_it_is(model: Manifest, weights: str) -> dict[str, Any]:
+    """Facts of an engine that is the model itself: no bytes are copied."""
+    told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
+    return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], **told}
+
+
+def says_nothing(_log: str, _info: dict[str, Any]) -> dict[str, Any]:
+    """The `realised` of a server that does not tell how it is set up."""
+    return {}
 
 
 def openai_chat(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
@@ -125,3 +188,9 @@ def openai_chat_ignore_eos(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]
     """`openai_chat` with the extension `ignore_eos` that vLLM, llama.cpp and others take: with it an answer ends at max_tokens only."""
     path, body = openai_chat(ask, serve)
     return path, body | ({"ignore_eos": True} if ask.forced else {})
+
+
+def openai_chat_min_tokens(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
+    """`openai_chat_ignore_eos` with `min_tokens` beside it, for servers that know both."""
+    path, body = openai_chat_ignore_eos(ask, serve)
+    return path, body | ({"min_tokens": ask.max_tokens} if ask.forced else {})

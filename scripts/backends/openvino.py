@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from backends import Command, Serve, nothing_to_build, openai_chat_ignore_eos
+from backends import Command, Serve, never, openai_chat_ignore_eos, says_nothing
 
 ENVIRONMENT = "openvino"
+IMAGE = None
+CONTAINER = "python"
+DEVICES = frozenset({"cpu"})
 WEIGHTS = "gguf"
 METHODS = frozenset({"none", "gguf"})
 READY = "/health"
+INFO = ()
+METRICS = None
 FORCES_LENGTH = True
+CACHE = None
 
-build = nothing_to_build(WEIGHTS)
+builds = never
+realised = says_nothing
 request = openai_chat_ignore_eos
 
 
 @dataclass(frozen=True)
 class Options:
-    """`kv_cache_gib`: memory for keys and values. `prefix_cache`: reuse those of a common beginning."""
+    """`kv_cache_gib`: memory for keys and values."""
 
     kv_cache_gib: int = 1
-    prefix_cache: bool = False
 
 
 def command(serve: Serve) -> Command:
-    program = Path(__file__).parent.parent / "servers" / "openvino_server.py"
-    argv = [serve.python, str(program), "--model", str(serve.engine.file("gguf")), "--alias", serve.served_name]
+    argv = [serve.python, str(serve.programs / "openvino_server.py"), "--model", str(serve.engine.file("gguf")), "--alias", serve.served_name]
     argv += ["--host", serve.host, "--port", str(serve.port), "--threads", str(serve.threads)]
     argv += ["--sequences", str(serve.max_sequences), "--context", str(serve.context_length), "--kv-cache-gib", str(serve.options.kv_cache_gib)]
-    return Command(argv + (["--prefix-cache"] if serve.options.prefix_cache else []) + list(serve.args), {})
+    return Command(argv + (["--prefix-cache"] if serve.prefix_caching else []) + list(serve.args), {})

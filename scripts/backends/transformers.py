@@ -5,22 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends import Ask, Command, Serve, nothing_to_build, openai_chat
+from backends import Ask, Command, Serve, never, openai_chat, says_nothing
 
 ENVIRONMENT = "transformers"
+IMAGE = None
+CONTAINER = "python"
+DEVICES = frozenset({"cpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+INFO = ()
+METRICS = None
 FORCES_LENGTH = False
+CACHE = None
 
-build = nothing_to_build(WEIGHTS)
+builds = never
+realised = says_nothing
 
 
 @dataclass(frozen=True)
 class Options:
     """Size of the paged cache, in blocks and tokens a block; unset, it takes most of the memory and 17 s for the first answer."""
 
-    dtype: str = "float32"
     block_size: int = 32
     blocks: int = 512
     max_batch_tokens: int = 512
@@ -30,7 +36,7 @@ def command(serve: Serve) -> Command:
     options = serve.options
     argv = [serve.python, "-m", "transformers.cli.transformers", "serve", str(serve.engine.file("hf")), "--continuous-batching"]
     argv += ["--cb-block-size", str(options.block_size), "--cb-num-blocks", str(options.blocks), "--cb-max-batch-tokens", str(options.max_batch_tokens)]
-    argv += ["--device", "cpu", "--dtype", options.dtype, "--host", serve.host, "--port", str(serve.port)]
+    argv += ["--device", "cpu", "--dtype", "float32" if serve.dtype == "auto" else serve.dtype, "--host", serve.host, "--port", str(serve.port)]
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     threads = str(serve.threads)
     return Command(argv + list(serve.args), {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})

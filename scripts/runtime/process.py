@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,19 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from failure import Failure
+from runtime import GRACE_S, OWNER, Launch, alive, mark
 
 log = logging.getLogger(__name__)
+CONTAINED = False
+OWN_NETWORK = False
 SUPERVISOR = Path(__file__).with_name("supervise.py")
-# In the environment of every server process: process id and start time of the job that owns it.
-OWNER = "SHOWDOWN_OWNER"
-GRACE_S = 15
 # Not for a server: a token it has no use for, and this interpreter's own settings.
 WITHHELD = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "std::bad_alloc", "MemoryError", "Cannot allocate memory")
 
 
 @dataclass
@@ -48,27 +47,21 @@ class Process:
         except psutil.NoSuchProcess:
             return []
 
-    def check(self, doing: str) -> None:
-        """Failure `server_died` or `out_of_memory` if the server has ended."""
-        code = self.supervisor.poll()
-        if code is None:
-            return
-        tail = self.tail()
-        how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-        if code == 128 + signal.SIGKILL or any(sign in tail for sign in OUT_OF_MEMORY):
-            raise Failure(
-                "out_of_memory",
-                f"The server {how} {doing}; its log or the kernel's signal says that memory ran out.",
-                "Give it less to hold: fewer sequences, a shorter context, a smaller model.",
-                tail,
-            )
-        raise Failure("server_died", f"The server {how} {doing}.", "Its last words stand in the log.", tail)
+    def exit_code(self) -> int | None:
+        """None while it runs; 128 + signal where one ended it."""
+        return self.supervisor.poll()
 
-    def tail(self, lines: int = 25) -> str:
-        """The last lines of the server's log."""
-        with self.log_file.open("rb") as stream:
-            stream.seek(max(0, self.log_file.stat().st_size - 16384))
-            return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
+    def out_of_memory(self) -> bool:
+        """A process cannot tell by itself: its signal and its log do."""
+        return False
+
+
+def prepare(_environment: Any, _folder: Path) -> dict[str, Any]:
+    raise NotImplementedError("a process needs no image")
+
+
+def missing(_facts: dict[str, Any]) -> str | None:
+    return None
 
 
 def free_port() -> int:
@@ -91,23 +84,24 @@ def claim_port(port: int) -> int:
 
 
 @contextmanager
-def serve(argv: list[str], env: dict[str, str], log_file: Path, workdir: Path) -> Iterator[Process]:
-    """Start the server and stop it when the block is left. `log_file` gets its standard output and error."""
+def serve(launch: Launch) -> Iterator[Process]:
+    """Start the server and stop it when the block is left. Its log gets its standard output and error."""
     sweep()
-    owner = psutil.Process()
-    environment = {name: value for name, value in os.environ.items() if name not in WITHHELD} | env | {OWNER: f"{owner.pid} {owner.create_time()}"}
-    with log_file.open("wb") as sink:
+    environment = {name: value for name, value in os.environ.items() if name not in WITHHELD} | launch.env | {OWNER: mark()}
+    if launch.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)
+    with launch.log_file.open("wb") as sink:
         # Standard input is the lifeline: it closes when this process ends, however it ends.
         supervisor = subprocess.Popen(
-            [sys.executable, str(SUPERVISOR), str(GRACE_S), *argv],
+            [sys.executable, str(SUPERVISOR), str(GRACE_S), *launch.argv],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=workdir,
+            cwd=launch.workdir,
             start_new_session=True,
         )
-    server = Process(supervisor, log_file, time.perf_counter_ns())
+    server = Process(supervisor, launch.log_file, time.perf_counter_ns())
     try:
         yield server
     finally:
@@ -133,16 +127,9 @@ def sweep() -> None:
     """Kill server processes whose job is gone; touches nothing that does not carry the mark of a dead job."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(OWNER)
-            if mark and not alive(*mark.split()):
+            owner = process.environ().get(OWNER)
+            if owner and not alive(owner):
                 log.warning("killing process %d, left by a job that is gone", process.pid)
                 process.kill()
         except (psutil.Error, OSError):
             continue
-
-
-def alive(pid: str, created: str) -> bool:
-    try:
-        return psutil.Process(int(pid)).create_time() == float(created)
-    except psutil.NoSuchProcess:
-        return False

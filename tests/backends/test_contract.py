@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def serve(name: str, **changes: Any) -> backends.Serve:
-    engine = Manifest("build", "key", {}, "/store/build/key", "/store/download/key/data", [], {"gguf": "model.gguf", "hf": "hf"})
-    settings = {"served_name": "m", "port": 8000, "context_length": 2048, "max_sequences": 8, "threads": 3, "seed": 7, "args": ()} | changes
-    return backends.Serve(engine=engine, python="/env/bin/python", options=backends.load(name).Options(), **settings)
+    """Settings for this backend, on what it computes on first: with an engine if it builds one."""
+    adapter = backends.load(name)
+    options = changes.pop("options", adapter.Options())
+    built = {"engine": "."} if adapter.builds(options) else {"gguf": "model.gguf", "hf": "hf"}
+    engine = Manifest("build", "key", {}, "/store/build/key", "/store/build/key/data" if adapter.builds(options) else "/store/download/key/data", [], built)
+    settings = {"served_name": "m", "port": 8000, "context_length": 2048, "max_sequences": 8, "threads": 3, "seed": 7, "args": ()}
+    settings |= {"device": "cpu" if "cpu" in adapter.DEVICES else "gpu"}
+    return backends.Serve(engine=engine, python="/env/bin/python", options=options, programs=Path("/programs"), **(settings | changes))
 
 
 def ask(**changes: Any) -> backends.Ask:
@@ -37,32 +43,59 @@ def test_it_gives_what_an_adapter_gives(name: str) -> None:
     assert "none" in adapter.METHODS
     assert adapter.READY.startswith("/")
     assert adapter.ENVIRONMENT is None or (ROOT / "envs" / f"{adapter.ENVIRONMENT}.txt").is_file()
+    assert adapter.ENVIRONMENT or adapter.IMAGE or adapter.CONTAINER, "something to run it in"
+    assert adapter.IMAGE is None or re.fullmatch(r"[\w.-]+(/[\w.-]+)+:[\w.-]+", adapter.IMAGE), "a tag that stays, by name"
+    assert adapter.CONTAINER is None or (ROOT / "containers" / adapter.CONTAINER / "Dockerfile").is_file()
+    assert {"cpu", "gpu"} >= adapter.DEVICES
+    assert all(path.startswith("/") for path in (*adapter.INFO, *([adapter.METRICS] if adapter.METRICS else [])))
+    assert adapter.realised("nothing of use", {}) == {}
     assert dataclasses.is_dataclass(adapter.Options)
     assert adapter.Options.__doc__
     assert all(type(value) in (bool, int, float, str) for value in dataclasses.asdict(adapter.Options()).values())
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "equal": {},
+    "as_shipped": {"equal": False},
+    "more": {"prefix_caching": True, "tensor_parallel": 2, "dtype": "float16", "trust_remote_code": True, "gpu_memory_share": 0.8, "args": ("--further", "x")},
+}
+METHOD = {"mlc_llm": ("mlc", "q4f16_1"), "tensorrt_llm": ("modelopt", "int4_awq")}
+
+
+def told(name: str) -> dict[str, Any]:
+    """All commands of a backend for some settings: how it is served on each device, and how its engine is built."""
+    adapter, found = backends.load(name), {}
+    for device in sorted(adapter.DEVICES):
+        for policy, changes in SETTINGS.items():
+            found[f"serve, {device}, {policy}"] = dataclasses.asdict(adapter.command(serve(name, device=device, **changes)))
+    if adapter.builds(adapter.Options()):
+        weights = Manifest("quantize", "key", {}, "/store/quantize/key", "/weights", [], {"hf": "."})
+        for method, kind in (("none", None), METHOD[name]):
+            build = backends.Build(weights, Path("/engine"), "python3", method, kind, 2048, 8, "auto", 2, adapter.Options())
+            found[f"build, {method}"] = [dataclasses.asdict(command) for command in adapter.steps(build)]
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_is_what_was_reviewed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`golden/<name>.json` holds the command for one set of settings; delete it to have it written again, then read it."""
+def test_the_commands_are_what_was_reviewed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`golden/<name>.json` holds the commands for some settings; delete it to have it written again, then read it."""
     if name == "vllm":
         monkeypatch.setattr(backends.load(name), "native_dtype", lambda: "bfloat16")
-    command = dataclasses.asdict(backends.load(name).command(serve(name)))
-    told = json.dumps(command, indent=1).replace(str(ROOT), "ROOT") + "\n"
+    written = json.dumps(told(name), indent=1) + "\n"
     golden = GOLDEN / f"{name}.json"
     if not golden.exists():
         golden.parent.mkdir(exist_ok=True)
-        golden.write_text(told)
+        golden.write_text(written)
         pytest.fail(f"{golden} was written: read it")
 
-    assert told == golden.read_text()
+    assert written == golden.read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_server_listens_on_loopback_at_its_port_and_takes_further_arguments(name: str) -> None:
     argv = backends.load(name).command(serve(name, port=8123, args=("--further", "x"))).argv
 
-    assert argv[0] == "/env/bin/python"
+    assert argv[0] == ("/env/bin/python" if name != "tgi" else "--model-id"), "its image's own entry point takes the arguments"
     assert "127.0.0.1" in argv
     assert "0.0.0.0" not in argv
     assert "8123" in argv
@@ -98,7 +131,17 @@ def test_what_was_said_before_comes_before_in_turn(name: str) -> None:
     assert [(message["role"], message["content"]) for message in body["messages"]] == [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Why?")]
 
 
-FORCED = {"llamacpp": {"ignore_eos": True}, "openvino": {"ignore_eos": True}, "vllm": {"ignore_eos": True, "min_tokens": 16}, "transformers": {}}
+FORCED: dict[str, dict[str, Any]] = {
+    "llamacpp": {"ignore_eos": True},
+    "openvino": {"ignore_eos": True},
+    "vllm": {"ignore_eos": True, "min_tokens": 16},
+    "sglang": {"ignore_eos": True, "min_tokens": 16},
+    "tensorrt_llm": {"ignore_eos": True, "min_tokens": 16},
+    "lmdeploy": {"ignore_eos": True, "min_new_tokens": 16},
+    "mlc_llm": {"debug_config": {"ignore_eos": True}},
+    "transformers": {},
+    "tgi": {},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,20 +162,27 @@ def test_transformers_is_sent_no_field_that_it_rejects() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prefix_caching_is_off_unless_asked_for(name: str) -> None:
-    adapter = backends.load(name)
-    if "prefix_cache" not in {option.name for option in dataclasses.fields(adapter.Options)}:
+    if name == "transformers":
         pytest.skip("has no prefix cache to switch")
-    on = dataclasses.replace(serve(name), options=adapter.Options(prefix_cache=True))
+    adapter = backends.load(name)
 
-    assert adapter.Options().prefix_cache is False
-    assert adapter.command(serve(name)).argv != adapter.command(on).argv
+    assert adapter.command(serve(name)) != adapter.command(serve(name, prefix_caching=True))
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"transformers"}))
+def test_sequences_are_set_under_the_equal_policy(name: str) -> None:
+    adapter = backends.load(name)
+    words = [" ".join(adapter.command(serve(name, max_sequences=77, equal=equal)).argv) for equal in (True, False)]
+
+    assert "77" in words[0]
+    assert "77" not in words[1] or {"cpu"} == adapter.DEVICES, "as shipped, the backend chooses"
 
 
 def test_threads_of_vllm_are_bound_to_as_many_cores() -> None:
     assert backends.load("vllm").command(serve("vllm", threads=3)).env["VLLM_CPU_OMP_THREADS_BIND"] == "0-2"
 
 
-@pytest.mark.parametrize("name", ["vllm", "transformers"])
+@pytest.mark.parametrize("name", ["vllm", "transformers", "lmdeploy", "sglang", "tgi"])
 def test_code_of_the_model_is_run_only_when_trusted(name: str) -> None:
     adapter = backends.load(name)
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from backends import Command, Serve, nothing_to_build, openai_chat
+from backends import Command, Serve, never, openai_chat, says_nothing
 
-ENVIRONMENT = None
+ENVIRONMENT = "pipeline"
+IMAGE = None
+CONTAINER = None
+DEVICES = frozenset({"cpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
 READY = "/health"
+INFO = ()
+METRICS = None
+CACHE = None
 FORCES_LENGTH = True
 
-build = nothing_to_build(WEIGHTS)
+builds = never
+realised = says_nothing
 request = openai_chat
 
 
@@ -27,6 +33,5 @@ class Options:
 
 
 def command(serve: Serve) -> Command:
-    program = Path(__file__).parent.parent / "servers" / "paced_server.py"
     options = [part for name, value in asdict(serve.options).items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return Command([serve.python, str(program), "--port", str(serve.port), *options, *serve.args], {})
+    return Command([serve.python, str(serve.programs / "paced_server.py"), "--port", str(serve.port), *options, *serve.args], {})

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from failure import Failure
-from runtime import process
+from runtime import Launch, check, process
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 # A server that leaves a grandchild in a session of its own and ignores SIGTERM itself.
@@ -50,9 +50,9 @@ def pids(server: process.Process) -> list[int]:
 
 
 def test_leaving_the_block_stops_the_server(tmp_path: Path) -> None:
-    with process.serve(SLEEPER, {}, tmp_path / "log", tmp_path) as server:
+    with process.serve(Launch(SLEEPER, {}, tmp_path / "log", tmp_path)) as server:
         until_up(tmp_path / "log")
-        server.check("now")
+        check(server, "now")
         running = pids(server)
         assert len(running) == 2
 
@@ -64,7 +64,7 @@ def test_an_exception_stops_the_server_and_its_grandchildren(tmp_path: Path, mon
     running: list[int] = []
 
     def load() -> None:
-        with process.serve([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path) as server:
+        with process.serve(Launch([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path)) as server:
             until_up(tmp_path / "log")
             running.extend(pids(server))
             raise KeyError
@@ -83,10 +83,10 @@ def test_a_killed_job_takes_its_server_along(tmp_path: Path, number: signal.Sign
         import sys, time
         from pathlib import Path
         import job
-        from runtime import process
+        from runtime import Launch, check, process
         process.GRACE_S = 1
         job.listen(None)
-        with process.serve([sys.executable, "-c", {STUBBORN!r}], {{}}, Path("log"), Path(".")) as server:
+        with process.serve(Launch([sys.executable, "-c", {STUBBORN!r}], {{}}, Path("log"), Path("."))) as server:
             while "up" not in Path("log").read_text():
                 time.sleep(0.05)
             print(server.supervisor.pid, *(one.pid for one in server.tree()), flush=True)
@@ -129,10 +129,10 @@ def test_what_a_killed_supervisor_leaves_is_swept_before_the_next_start(tmp_path
     ],
 )
 def test_how_a_server_ended_is_told_with_its_last_words(tmp_path: Path, program: str, kind: str, word: str) -> None:
-    with process.serve([sys.executable, "-c", program], {}, tmp_path / "log", tmp_path) as server:
+    with process.serve(Launch([sys.executable, "-c", program], {}, tmp_path / "log", tmp_path)) as server:
         server.supervisor.wait(10)
         with pytest.raises(Failure) as caught:
-            server.check("before it was ready")
+            check(server, "before it was ready")
 
     assert caught.value.kind == kind
     assert word in caught.value.reason
@@ -151,7 +151,7 @@ def test_a_taken_port_names_its_holder() -> None:
 
 def test_tokens_do_not_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with process.serve([sys.executable, "-c", "import os; print(dict(os.environ))"], {"EXTRA": "yes"}, tmp_path / "log", tmp_path) as server:
+    with process.serve(Launch([sys.executable, "-c", "import os; print(dict(os.environ))"], {"EXTRA": "yes"}, tmp_path / "log", tmp_path)) as server:
         server.supervisor.wait(10)
 
     said = (tmp_path / "log").read_text()
