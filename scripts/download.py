@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import hub
 import job
 from failure import Failure
 from manifest import Manifest
+from runtime.process import WITHHELD
 from spec import Model, Weights, from_json
 
 log = logging.getLogger(__name__)
@@ -106,11 +108,21 @@ def at_random(weights: Weights, converter: str | None, folder: Path) -> dict[str
     assert weights.tokenizer and converter
     scratch = folder / "tokenizer-source"
     scratch.mkdir()
-    facts = fetch(weights.tokenizer, converter, scratch)
-    tokenizer = Path(facts.get("path", scratch)) / facts["tokenizer"]
+    tokenizer = tokenizer_of(weights.tokenizer, converter, scratch)
     helper(converter, "random_weights.py", json.dumps(weights.architecture), weights.dtype or "bfloat16", str(tokenizer), str(folder / "hf"))
     shutil.rmtree(scratch)
     return {"hf": "hf", "tokenizer": "hf", "hf_form": f"random {weights.dtype} safetensors", "origin": "random weights", "random": True}
+
+
+def tokenizer_of(weights: Weights, converter: str, scratch: Path) -> Path:
+    """The folder of a tokenizer, without the weights beside it where they need not come along."""
+    if weights.source == "folder":
+        return Path(str(weights.path))
+    if weights.source == "hub":
+        assert weights.repo_id and weights.revision
+        return hub.fetch(hub.Repository("model", weights.repo_id, weights.revision), hub.tokenizer_files)[0]
+    facts = fetch(weights, converter, scratch)
+    return Path(facts.get("path", scratch)) / str(facts["tokenizer"])
 
 
 def hf_folder(folder: Path, pickled: Sequence[str] = ()) -> dict[str, Any]:
@@ -153,7 +165,8 @@ def gguf_type(path: Path) -> str:
 
 def helper(python: str, program: str, *arguments: str) -> None:
     """Run one of scripts/checkpoints in the environment that has transformers."""
-    done = subprocess.run([python, str(CHECKPOINTS / program), *arguments], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    done = subprocess.run([python, str(CHECKPOINTS / program), *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Failure("bad_model", f"{program}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", "See the log of this stage.", done.stderr[-2000:])
 

@@ -112,11 +112,17 @@ def model_files(names: Sequence[str], gguf: str | None, pickled: Sequence[str], 
         {
             *(pickled if pickled else weights),
             *([gguf] if gguf else []),
-            *(name for name in top if name in CONFIGURATION or (name.startswith(TOKENIZER) and not name.endswith(PICKLED)) or name.endswith(".tiktoken")),
+            *tokenizer_files(names),
+            *(name for name in top if name in CONFIGURATION),
             *(name for name in top if name.endswith(".index.json") and (".safetensors." in name or pickled)),
             *sources,
         }
     )
+
+
+def tokenizer_files(names: Sequence[str]) -> list[str]:
+    """The files of a tokenizer and its chat template."""
+    return [name for name in names if "/" not in name and (name.startswith(TOKENIZER) or name.endswith(".tiktoken")) and not name.endswith(PICKLED)]
 
 
 def fetch(repository: Repository, choose: Callable[[list[str]], list[str]]) -> tuple[Path, list[dict[str, Any]]]:

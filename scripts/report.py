@@ -157,8 +157,17 @@ def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]
             if row["value"] == offered
             for step in row["metrics"]["windows"]
         ]
+        beside = [
+            {"backend": row["backend"], "trial": row["trial"], "phase": "", **step, "busy": step.get("gpu_utilization_percent", step["server_cores"])}
+            for row in rows
+            if row["value"] == offered
+            for step in row["machine_line"]
+        ]
         made.append((f"Token rate each 5 s, {load}", charts.time_line(steps, backends, "rate", f"Token rate each 5 s, {load}", "tokens/s")))
         made.append((f"TTFT each 5 s, {load}", charts.time_line(steps, backends, "ttft", f"TTFT each 5 s, {load}", "ms, median")))
+        if beside:
+            what, unit = ("GPU utilisation", "%") if any("gpu_power_w" in step for step in beside) else ("The servers' CPU", "cores")
+            made.append((f"{what} each 5 s, {load}", charts.time_line(beside, backends, "busy", f"{what} each 5 s, {load}", unit)))
     return [{"alt": alt, "spec": spec, "static": {theme: static(spec, theme) for theme in ("light", "dark")}} for alt, spec in made]
 
 
@@ -186,7 +195,24 @@ def starts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for backend in dict.fromkeys(row["backend"] for row in measured(rows)):
         cells = [row["cell"] for row in measured(rows) if row["backend"] == backend]
-        found.append({"backend": backend, "n": len(cells), "ready": [cell["ready_s"] for cell in cells], "first": [cell["first_answer_s"] for cell in cells]})
+        told = {name: [cell[name] for cell in cells] for name in ("ready_s", "first_answer_s", "start")}
+        found.append({"backend": backend, "n": len(cells), **told})
+    return found
+
+
+# What is told to every backend alike, and what its server may say that it made of it.
+ASKED = ("max_sequences", "context_length", "dtype", "prefix_caching")
+REALISED = (*ASKED, "quantization", "kv_cache_tokens", "kernel", "version")
+
+
+def audit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each backend what its servers were asked for and say they run with; `other` names what differs from what was asked."""
+    found = []
+    for row in {(row["model"], row["quantization"], row["backend"]): row for row in measured(rows)}.values():
+        server, told = row["cell"]["spec"]["cell"]["server"], row["cell"]["realised"]
+        asked = {name: server[name] for name in ASKED} if server["policy"] == "equal" else {"context_length": server["context_length"]}
+        other = [name for name, value in asked.items() if name in told and told[name] != value and value != "auto"]
+        found.append({name: row[name] for name in ("model", "quantization", "backend")} | {"asked": asked, "told": told, "other": other})
     return found
 
 
@@ -255,6 +281,8 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "command": " ".join(["snakemake --cores 1 report", *(f"--configfile {name}" for name in config_files if name != "config.yaml")]),
         "preparation": preparation(planned),
         "starts": starts(rows),
+        "audit": audit(rows),
+        "realised": REALISED,
         "calibration": json.loads((results / "calibrate/client.json").read_text()),
         "hosts": list({json.dumps(row["cell"]["host"], sort_keys=True): row["cell"]["host"] for row in rows}.values()),
         "versions": {row["backend"]: row["cell"]["versions"] for row in rows if "versions" in row["cell"]},

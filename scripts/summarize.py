@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 import job
 from manifest import Manifest, sha256, write_json
-from metrics import cells, client, requests
+from metrics import cells, client, machine, requests
 from metrics.records import read
 
 log = logging.getLogger(__name__)
@@ -47,24 +47,9 @@ def main() -> None:
         metrics = summarize(
             cell, args.cell.with_name("records.arrow"), tokenizer, json.loads(args.calibration.read_text()), args.spec["slo"], args.output.with_name("requests.parquet")
         )
-        result |= {"metrics": metrics, "machine": machine(cell["telemetry"], cell["course"])}
+        rows, course = cell["telemetry"], cell["course"]
+        result |= {"metrics": metrics, "machine": machine.over(rows, course["window_start_ns"], course["window_end_ns"]), "machine_line": machine.time_line(rows, course)}
     write_json(args.output, without_nan(result))
-
-
-def machine(rows: list[dict[str, Any]], course: dict[str, int]) -> dict[str, Any]:
-    """What the machine did in the window: the server's CPU in cores, its largest memory, the GPUs' mean utilisation."""
-    inside = [row for row in rows if course["window_start_ns"] <= row["time_ns"] < course["window_end_ns"]]
-    if len(inside) < 2:
-        return {}
-    seconds = (inside[-1]["time_ns"] - inside[0]["time_ns"]) / 1e9
-    found = {
-        "server_cores": (inside[-1]["server_cpu_s"] - inside[0]["server_cpu_s"]) / seconds,
-        "server_rss_bytes": max(row["server_rss_bytes"] for row in inside),
-        "host_cpu_percent": sum(row["host_cpu_percent"] for row in inside) / len(inside),
-    }
-    if all("gpus" in row for row in inside):
-        found["gpu_utilization_percent"] = [sum(row["gpus"][number]["utilization_percent"] for row in inside) / len(inside) for number in range(len(inside[0]["gpus"]))]
-    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from conftest import ROOT
 from evaluate import evaluate, flaws
 
 GOOD = "Rain falls when water vapour in the air cools and condenses into drops that grow too heavy to stay up."
@@ -30,3 +36,12 @@ def test_a_cell_with_many_broken_answers_is_marked() -> None:
     assert not evaluate([GOOD] * 19 + [""])["broken"]
     assert evaluate([GOOD] * 8 + ["rew " * 64] * 2)["broken"]
     assert evaluate([]) == {"answers": 0, "flaws": {}, "flawed_share": None, "broken": False, "examples": []}
+
+
+@pytest.mark.parametrize("cell", [{"failure": None, "random": True}, {"failure": {"kind": "server_died"}}])
+def test_cells_that_are_not_judged_have_an_evaluation_of_the_same_form(cell: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "cell.json").write_text(json.dumps(cell))
+    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), "--spec", "{}", "--cell", str(tmp_path / "cell.json"), "--output", str(tmp_path / "out.json")]
+    subprocess.run(command, check=True)
+
+    assert json.loads((tmp_path / "out.json").read_text()) == evaluate([])

@@ -1,4 +1,4 @@
-"""A checkpoint of a published shape with random weights. Runs in envs/vllm.txt.
+"""A checkpoint of a published shape with random weights. Runs in envs/vllm.txt, or wherever torch and transformers are.
 
 usage: random_weights.py CONFIG_JSON DTYPE TOKENIZER_FOLDER FOLDER
 Matrices are normal with standard deviation 0.02, norms are one, biases zero; shards hold at most 4 GB.
@@ -29,7 +29,8 @@ def make(architecture: dict[str, object], dtype: torch.dtype, tokenizer: Path, f
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
+    # Billions of draws take minutes on a CPU, seconds on a GPU; the two draw other numbers.
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     shards: list[list[tuple[str, torch.Tensor]]] = [[]]
     for name, tensor in model.state_dict().items():
@@ -50,7 +51,7 @@ def make(architecture: dict[str, object], dtype: torch.dtype, tokenizer: Path, f
 def draw(name: str, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     if len(shape) < 2:
         return torch.zeros(shape, dtype=dtype) if name.endswith("bias") else torch.ones(shape, dtype=dtype)
-    return torch.empty(shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+    return torch.empty(shape, dtype=dtype, device=generator.device).normal_(0, 0.02, generator=generator).cpu()
 
 
 def pad_tokenizer(source: Path, folder: Path, size: int) -> tuple[int, int]:
