@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,6 @@ from metrics.records import read
 from metrics.statistics import percentile
 
 log = logging.getLogger(__name__)
-SCRIPTS = Path(__file__).resolve().parent
 # The pace at which errors are measured: that of a fast server, 50 tokens/s to each user.
 PACE: dict[str, float] = {"first_ms": 100, "gap_ms": 20, "tokens": 25}
 # What saturates the client: as many reads, or as many requests, as it can take.
@@ -42,8 +40,7 @@ RAMP_S = 0.5
 @contextmanager
 def null_server() -> Iterator[int]:
     """A server for the block; gives its port. It ends with its standard input, so with this process too."""
-    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
-    process = subprocess.Popen([sys.executable, "-m", "loadgen.null_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "loadgen.null_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=drive.surroundings())
     assert process.stdin and process.stdout
     try:
         yield int(process.stdout.readline())

@@ -94,10 +94,10 @@ def fitting(cell: Cell, engine: Manifest) -> list[dict[str, Any]]:
 
 
 def compile_cache(cell: Cell, key: str) -> tuple[dict[str, str], tuple[Mount, ...], str]:
-    """The folder in the store that a backend keeps what it compiles in: the variable that names it, its mount, and whether the start is cold or warm."""
+    """The folder in the store that a backend keeps what it compiles in: the variable that names it, its mount, and whether the start is cold, warm, or none where there is no such cache."""
     adapter, runs = backends.load(cell.backend.adapter), runtime.load(cell.backend.runtime)
     if adapter.CACHE is None:
-        return {}, (), "cold"
+        return {}, (), "none"
     folder = store.root() / "compiled" / key
     folder.mkdir(parents=True, exist_ok=True)
     warm = "warm" if any(path.is_file() for path in folder.rglob("*")) else "cold"

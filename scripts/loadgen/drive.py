@@ -93,6 +93,11 @@ class Worker:
         self.process.stdin.write(json.dumps(what).encode() + b"\n")
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of a process that runs a module of ours: this one's, with our folder first on its path."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 @asynccontextmanager
 async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequence[Path]) -> AsyncIterator[list[Worker]]:
     """The workers of a job, one for each file of records; told to stop at the end, and killed if they do not."""
@@ -100,7 +105,7 @@ async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequ
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(json.dumps(one) + "\n" for one in (asdict(job), *conversations))
         file.flush()
-        environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+        environment = surroundings()
         try:
             for number, part in enumerate(parts):
                 command = [sys.executable, "-m", "loadgen.worker"]

@@ -256,9 +256,13 @@ async def serve() -> None:
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def listen() -> None:
+        heard: dict[str, Any] = {}
         while line := await lines.readline():
-            told.put_nowait(json.loads(line))
-        raise EOFError("nobody is left to tell")
+            heard = json.loads(line)
+            told.put_nowait(heard)
+        if "stop" not in heard:
+            raise EOFError("nobody is left to tell")
+        await asyncio.Event().wait()  # the word to stop and the end of the pipe come together; the word counts
 
     def tell(what: str, value: Any) -> None:
         print(json.dumps({what: value}), flush=True)

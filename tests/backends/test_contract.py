@@ -188,3 +188,31 @@ def test_code_of_the_model_is_run_only_when_trusted(name: str) -> None:
 
     assert "--trust-remote-code" not in adapter.command(serve(name)).argv
     assert "--trust-remote-code" in adapter.command(serve(name, trust_remote_code=True)).argv
+
+
+# What servers said of themselves: logs/vllm.log and logs/lmdeploy.log are from the run in experiments/random-8b-gpu; the answers
+# of the others are as their released sources write them (sglang 0.5.23 http_server.py, TGI 3.3.7 router/src/lib.rs, llama.cpp).
+REALISED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "vllm": (
+        {"/version": {"version": "0.26.0"}},
+        {"version": "0.26.0", "dtype": "bfloat16", "prefix_caching": False, "context_length": 4096, "max_sequences": 64, "kv_cache_tokens": 452208, "kernel": "FLASH_ATTN"},
+    ),
+    "lmdeploy": ({}, {"dtype": "bfloat16", "max_sequences": 64, "context_length": 4096, "prefix_caching": False}),
+    "sglang": (
+        {"/server_info": {"version": "0.5.23", "dtype": "auto", "max_running_requests": 64, "disable_radix_cache": True, "max_total_num_tokens": 9000, "attention_backend": "fa3"}},
+        {"version": "0.5.23", "dtype": "auto", "max_sequences": 64, "prefix_caching": False, "kv_cache_tokens": 9000, "kernel": "fa3"},
+    ),
+    "tgi": (
+        {"/info": {"version": "3.3.7", "model_dtype": "float16", "max_concurrent_requests": 64, "max_total_tokens": 4096}},
+        {"version": "3.3.7", "dtype": "float16", "max_sequences": 64, "context_length": 4096},
+    ),
+    "llamacpp": ({"/props": {"total_slots": 8, "default_generation_settings": {"n_ctx": 2048}}}, {"max_sequences": 8, "context_length": 2048}),
+}
+
+
+@pytest.mark.parametrize("name", REALISED)
+def test_what_a_server_says_of_itself_is_read(name: str) -> None:
+    info, found = REALISED[name]
+    log = Path(__file__).parent / "logs" / f"{name}.log"
+
+    assert backends.load(name).realised(log.read_text() if log.exists() else "", info) == found

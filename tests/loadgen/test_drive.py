@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -308,3 +311,22 @@ def test_no_proxy_is_taken_from_the_environment(paced_server: Paced, run: Runs, 
         records, _ = run(url, users=1, window_s=0.3)
 
     assert "complete" in set(records.outcome)
+
+
+def test_a_worker_told_to_stop_ends_well_however_soon_its_pipe_ends(tmp_path: Path) -> None:
+    """The word to stop and the end of the pipe may be read at once."""
+    job = {"host": "127.0.0.1", "port": 9, "path": "/", "timeout_s": 1, "seed": 1, "rest_s": 0, "warmup_requests": 0, "workers": 1}
+    (tmp_path / "job").write_text(json.dumps(job | {"shape": {"ramp_s": 0, "window_s": 9, "users": 1}}) + "\n" + json.dumps(PROMPTS[0]) + "\n")
+    told = [{"file": str(tmp_path / "job"), "number": 0, "records": str(tmp_path / "records")}, {"clock_ns": 0}, {"stop": True}]
+    said = "".join(json.dumps(line) + "\n" for line in told)
+
+    done = subprocess.run([sys.executable, "-m", "loadgen.worker"], input=said, capture_output=True, text=True, env=drive.surroundings(), timeout=30)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_on_our_path_is_on_a_workers_path_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/some/site")
+    assert drive.surroundings()["PYTHONPATH"] == f"{drive.SCRIPTS}{os.pathsep}/some/site"
+    monkeypatch.delenv("PYTHONPATH")
+    assert drive.surroundings()["PYTHONPATH"] == str(drive.SCRIPTS)
