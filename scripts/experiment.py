@@ -365,6 +365,7 @@ def _surroundings(entry: dict[str, Any], adapter: backends.Adapter, pin: Pin) ->
         lock=adapter.ENVIRONMENT,
         lock_sha256=_lock_sha256(adapter),
         sources_sha256=folder_sha256(ROOT / "containers" / str(adapter.CONTAINER)),
+        build_args=entry["build_args"],
     )
 
 

@@ -18,8 +18,8 @@ class Environment:
     lock         an environment installed from envs/<name>.txt: python, lock_sha256
     interpreter  one that is there already: interpreter, its path
     image        a container image: runtime, image (by digest where the registry gave one)
-    container    a container image built from containers/<image>: runtime, image, sources_sha256, and lock with lock_sha256
-                 where it installs an environment of envs/
+    container    a container image built from containers/<image>: runtime, image, sources_sha256, build_args, and lock with
+                 lock_sha256 where it installs an environment of envs/
 
     `env`: what an interpreter needs in its environment to find its packages.
     """
@@ -34,6 +34,7 @@ class Environment:
     runtime: str | None = None
     image: str | None = None
     sources_sha256: str | None = None
+    build_args: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

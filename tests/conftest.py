@@ -33,7 +33,7 @@ from planning import Plan
 
 ROOT = Path(__file__).parent.parent
 PACED = Path(__file__).parent / "paced"
-COPIED = ("Snakefile", "config.yaml", "rules", "scripts", "report", "profiles", "prompts", "envs", "experiments")
+COPIED = ("Snakefile", "config.yaml", "rules", "scripts", "report", "profiles", "prompts", "envs", "experiments", "containers")
 
 EXPERIMENT: dict[str, Any] = {
     "models": [{"name": "tiny", "source": "folder", "path": "tiny-model"}],

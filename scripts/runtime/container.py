@@ -7,12 +7,15 @@ so that nothing of anybody else's is touched.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LABEL, HOST, CELL = "showdown.owner", "showdown.host", "showdown.cell"
 WHO_NONE = 65534
 SHM_BYTES = 16 << 30
+# Docker 20.10's, which newer engines and Podman speak as well.
+API = "1.41"
 PROGRESS_S = 5.0
 
 
@@ -55,15 +60,19 @@ class Engine:
         return os.environ.get(self.variable) or self.socket
 
 
-def connect(engine: Engine) -> docker.DockerClient:
-    """Failure `no_engine` where none answers."""
+@contextmanager
+def connected(engine: Engine) -> Iterator[docker.DockerClient]:
+    """A client of the engine; Failure `no_engine` where none answers."""
     try:
-        client = docker.DockerClient(base_url=engine.address, timeout=600)
+        client = docker.DockerClient(base_url=engine.address, timeout=600, version=API)
         client.ping()
-        return client
     except (DockerException, requests.RequestException) as error:
         remedy = f"Start it, or name its socket in {engine.variable}; or write `runtime: process` in the configuration."
         raise Failure("no_engine", f"No {engine.name} engine answers at {engine.address}: {brief(error)}", remedy) from error
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def brief(error: BaseException) -> str:
@@ -101,12 +110,11 @@ class Running:
 @contextmanager
 def serve(engine: Engine, launch: Launch) -> Iterator[Running]:
     """Start the server and remove its container when the block is left."""
-    client = connect(engine)
-    sweep(client)
     name = f"showdown-{os.getpid()}-{time.monotonic_ns() % 10**9}"
     labels = {LABEL: mark(), HOST: socket.gethostname(), CELL: launch.label}
     started_ns = time.perf_counter_ns()
-    with guarded(engine, name), networked(client, name, labels, launch) as network:
+    with connected(engine) as client, guarded(engine, name), networked(client, name, labels, launch) as network:
+        sweep(client)
         try:
             container = client.containers.create(**settings(launch, name, labels, network), **(engine.gpus(launch.gpus) if launch.gpus else {}))
         except ImageNotFound as error:
@@ -252,7 +260,8 @@ def sweep(client: docker.DockerClient) -> None:
 def digest(engine: Engine, name: str, tag: str) -> str:
     """The digest that a registry gives to a tag now; Failure `image_missing`, `no_engine`."""
     try:
-        return str(connect(engine).images.get_registry_data(f"{name}:{tag}").id)
+        with connected(engine) as client:
+            return str(client.images.get_registry_data(f"{name}:{tag}").id)
     except APIError as error:
         raise absent(f"{name}:{tag}", error) from error
 
@@ -267,8 +276,8 @@ def absent(image: str, error: Exception) -> Failure:
 def prepare(engine: Engine, environment: Environment, _folder: Path) -> dict[str, Any]:
     """Pull the image, or build it from containers/; gives its facts: image (what to start), id, bytes, digests, versions."""
     assert environment.image
-    client = connect(engine)
-    image = build(client, engine, environment) if environment.kind == "container" else pull(client, environment.image)
+    with connected(engine) as client:
+        image = build(client, engine, environment) if environment.kind == "container" else pull(client, environment.image)
     labels = image.labels or {}
     versions = {name: value for name, value in {"image": environment.image, "version": labels.get("org.opencontainers.image.version")}.items() if value}
     return {
@@ -305,45 +314,42 @@ def pull(client: docker.DockerClient, image: str) -> Any:
 
 
 def build(client: docker.DockerClient, engine: Engine, environment: Environment) -> Any:
-    """An image from a folder of containers/, with the lock of its environment and our own server programs beside the Dockerfile.
+    """An image from a folder of containers/, with the lock of its environment beside the Dockerfile as lock.txt.
 
-    The engine's own client runs it: it has BuildKit's secrets, by which a private package index and its certificate are not
-    left in the image. BASE_IMAGE and PIP_* of the environment are handed on.
+    The engine's own client runs it, since it has secrets: the certificates of a private package index are not left in the image.
     """
     assert environment.image and environment.sources_sha256
-    tag = f"showdown/{environment.image}:{(environment.lock_sha256 or '')[:12]}{environment.sources_sha256[:12]}"
+    identity = json.dumps([environment.lock_sha256, environment.sources_sha256, environment.build_args], sort_keys=True)
+    tag = f"showdown/{environment.image}:{hashlib.sha256(identity.encode()).hexdigest()[:20]}"
     with suppress(ImageNotFound):
         return client.images.get(tag)
-    folder = ROOT / "containers" / environment.image
-    command = [engine.name, "build", "--progress", "plain", "--network", "host", "--tag", tag, "--label", f"{LABEL}.image=1", "--file", str(folder / "Dockerfile")]
-    if environment.lock:
-        command += ["--build-arg", f"LOCK=envs/{environment.lock}.txt"]
-    if os.environ.get("SHOWDOWN_BASE_IMAGE"):
-        command += ["--build-arg", f"BASE={os.environ['SHOWDOWN_BASE_IMAGE']}"]
+    command = [engine.name, "build", "--progress", "plain", "--network", "host", "--tag", tag]
+    for name, value in environment.build_args.items():
+        command += ["--build-arg", f"{name}={value}"]
     certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     command += ["--secret", f"id=certificates,src={certificates}"] if certificates else []
-    with subprocess.Popen(
-        [*command, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"DOCKER_BUILDKIT": "1", engine.variable: engine.address}
-    ) as process:
-        assert process.stdout
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            log.info("%s", line.rstrip()[:160])
+    lines = []
+    with tempfile.TemporaryDirectory() as context:
+        shutil.copy(ROOT / "containers" / environment.image / "Dockerfile", context)
+        if environment.lock:
+            shutil.copy(ROOT / "envs" / f"{environment.lock}.txt", Path(context, "lock.txt"))
+        surroundings = os.environ | {"DOCKER_BUILDKIT": "1", engine.variable: engine.address}
+        with subprocess.Popen([*command, context], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings) as process:
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line)
+                log.info("%s", line.rstrip()[:160])
     if process.returncode:
-        raise Failure(
-            "image_missing",
-            f"The image of containers/{environment.image} could not be built: {lines[-1].strip() if lines else ''}",
-            "See the log of this stage.",
-            "".join(lines[-25:]),
-        )
+        said = lines[-1].strip() if lines else ""
+        raise Failure("image_missing", f"The image of containers/{environment.image} could not be built: {said}", "See the log of this stage.", "".join(lines[-25:]))
     return client.images.get(tag)
 
 
 def missing(engine: Engine, facts: dict[str, Any]) -> str | None:
     """Why the image is not there any more; None if it is, or if no engine can be asked."""
     try:
-        connect(engine).images.get(facts["image"])
+        with connected(engine) as client:
+            client.images.get(facts["image"])
     except ImageNotFound:
         return f"the image {json.dumps(facts['versions'].get('image', facts['image']))} is gone from the {engine.name} engine"
     except Failure:

@@ -22,7 +22,7 @@ def main() -> None:
     from docker.errors import DockerException
 
     address, name, grace_s = sys.argv[1:]
-    client = docker.DockerClient(base_url=address)
+    client = docker.DockerClient(base_url=address, version="1.41")
     with suppress(DockerException):
         client.containers.get(name).stop(timeout=int(grace_s))
     with suppress(DockerException):
