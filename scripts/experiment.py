@@ -374,11 +374,13 @@ def _lock_sha256(adapter: backends.Adapter) -> str | None:
 
 
 def pinned_image(image: str, pin: Pin) -> str:
-    """The image by digest: name@sha256:..., whatever tag it was named by."""
+    """The image by digest, name@sha256:..., whatever tag it was named by; by its id where no registry has it."""
     if "@sha256:" in image:
         return image
     name, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
     digest = pin("image", name, tag)
+    if digest.startswith("id:"):
+        return digest.removeprefix("id:")
     return f"{name}@{digest}" if digest.startswith("sha256:") else f"{name}:{digest}"
 
 

@@ -258,12 +258,14 @@ def sweep(client: docker.DockerClient) -> None:
 
 
 def digest(engine: Engine, name: str, tag: str) -> str:
-    """The digest that a registry gives to a tag now; Failure `image_missing`, `no_engine`."""
-    try:
-        with connected(engine) as client:
+    """The digest that a registry gives to a tag now, or 'id:' and the id of an image that is only here; Failure `image_missing`, `no_engine`."""
+    with connected(engine) as client:
+        try:
             return str(client.images.get_registry_data(f"{name}:{tag}").id)
-    except APIError as error:
-        raise absent(f"{name}:{tag}", error) from error
+        except APIError as error:
+            with suppress(ImageNotFound):
+                return f"id:{client.images.get(f'{name}:{tag}').id}"
+            raise absent(f"{name}:{tag}", error) from error
 
 
 def absent(image: str, error: Exception) -> Failure:

@@ -20,9 +20,11 @@ from typing import Any
 import docker
 import pytest
 import yaml
+from docker.errors import APIError
 
+import backends
 import engine
-from conftest import ROOT
+from conftest import EXPERIMENT, ROOT, Checkout
 from failure import Failure
 from manifest import Manifest
 from runtime import Launch, Mount, Server, check, container
@@ -146,10 +148,30 @@ def test_a_server_that_ignores_the_signal_is_killed(client: docker.DockerClient,
     assert left(client) == []
 
 
-def test_a_gpu_where_there_is_none_and_a_missing_image_are_told(client: docker.DockerClient, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="cannot give a container a GPU") as caught, served(launch(tmp_path, HTTP, gpus=("GPU-1",))):
-        pass
-    assert caught.value.kind == "no_gpu"
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ('could not select device driver "" with capabilities: [[gpu]]', "no_gpu"),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0, please update your driver", "driver_too_old"),
+        ("driver failed programming external connectivity: Bind for 127.0.0.1:8000 failed: port is already allocated", "port_taken"),
+        ("OCI runtime create failed: no such file", "start_failed"),
+    ],
+)
+def test_what_an_engine_refuses_is_told(tmp_path: Path, said: str, kind: str) -> None:
+    assert container.refused(APIError("500", explanation=said), launch(tmp_path, HTTP, port=(8000, 8000))).kind == kind
+
+
+def test_a_container_sees_the_gpus_that_are_its_cells(client: docker.DockerClient, tmp_path: Path) -> None:
+    """By the engine's own handling of the request, behind a FAKE of NVIDIA's hook."""
+    program = "import os, time; print(os.environ['NVIDIA_VISIBLE_DEVICES'], flush=True); time.sleep(60)"
+    with served(launch(tmp_path, ["python3", "-c", program], gpus=("GPU-1", "GPU-3"))):
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert (tmp_path / "log").read_text() == "GPU-1,GPU-3\n"
+
+
+def test_a_missing_image_is_told(client: docker.DockerClient, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="There is no image showdown/none:1") as caught, served(dataclasses.replace(launch(tmp_path, HTTP), image="showdown/none:1")):
         pass
     assert caught.value.kind == "image_missing"
@@ -242,21 +264,67 @@ def test_killed_in_the_middle_no_container_is_left(client: docker.DockerClient, 
 WIRE = Path(__file__).parent.parent / "backends" / "wire"
 STUB = Path(__file__).parent.parent / "backends" / "stub_server.py"
 STUDIED = ("vllm", "lmdeploy", "sglang", "tgi", "tensorrt_llm", "mlc_llm")
+# A FAKE of NVML's bindings, for the stubs alone: one GPU that is always idle.
+FAKE_NVML = """
+NVML_CLOCK_SM = 1
+class NVMLError(Exception): pass
+class Memory: total, used = 80 << 30, 1 << 30
+class Rates: gpu = 0
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(number): return number
+def nvmlDeviceGetUUID(handle): return "GPU-fake"
+def nvmlDeviceGetName(handle): return "no GPU, a fake of the tests"
+def nvmlDeviceGetMemoryInfo(handle): return Memory
+def nvmlDeviceGetUtilizationRates(handle): return Rates
+def nvmlDeviceGetPowerUsage(handle): return 0
+def nvmlDeviceGetClockInfo(handle, kind): return 0
+def nvmlDeviceGetCurrentClocksEventReasons(handle): return 0
+def nvmlDeviceGetCudaComputeCapability(handle): return 9, 0
+"""
 
 
 def stub_image(client: docker.DockerClient, name: str, folder: Path) -> str:
-    """An image STUB that takes any command and answers as the backend does, by its readiness path and its recorded stream."""
-    import backends
-
-    (folder / "stub").mkdir()
-    (folder / "stub/stub_server.py").write_bytes(STUB.read_bytes())
-    (folder / "stub/stream.sse").write_bytes((WIRE / f"{name}.sse").read_bytes())
-    run = f"exec /usr/bin/python3 /stub/stub_server.py {backends.load(name).READY}"
-    script = f"#!/usr/bin/sh\n{run}\n"
+    """An image, a STUB, that serves the backend's recorded stream at its readiness path when it is told to serve, and else does nothing."""
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "stub_server.py").write_bytes(STUB.read_bytes())
+    (place / "stream.sse").write_bytes((WIRE / f"{name}.sse").read_bytes())
+    serving = "*serve*|*--model-id*"
     for program in ("python3", "trtllm-serve", "trtllm-build"):
-        (folder / "stub" / program).write_text(script)
-        (folder / "stub" / program).chmod(0o755)
-    dockerfile = f'FROM {engine.BASE}\nCOPY . /stub/\nENV PATH=/stub:/usr/bin\nENTRYPOINT ["/stub/python3"]\nLABEL showdown.stub={name}\n'
-    (folder / "stub/Dockerfile").write_text(dockerfile)
-    client.images.build(path=str(folder / "stub"), tag=f"stub/{name}:1", rm=True)
+        (place / program).write_text(f'#!/usr/bin/sh\ncase "$*" in {serving}) exec /usr/bin/python3 /stub/stub_server.py {backends.load(name).READY};; esac\n')
+        (place / program).chmod(0o755)
+    (place / "Dockerfile").write_text(f'FROM {engine.BASE}\nCOPY . /stub/\nENV PATH=/stub:/usr/bin\nENTRYPOINT ["/stub/python3"]\n')
+    client.images.build(path=str(place), tag=f"stub/{name}:1", rm=True)
     return f"stub/{name}:1"
+
+
+def test_each_backend_of_the_study_goes_through_the_pipeline_as_a_stub(client: docker.DockerClient, checkout: Checkout, tmp_path: Path) -> None:
+    """Builds, mounts, arguments, readiness, dialect and stream of all six, with images that are STUBS: nothing is measured of any backend."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake/pynvml.py").write_text(FAKE_NVML)
+    served = [{"name": f"stub-{name}", "adapter": name, "runtime": "docker", "image": stub_image(client, name, tmp_path / "images")} for name in STUDIED]
+    checkout.configure(
+        backends=served,
+        concurrencies=[2],
+        server={**EXPERIMENT["server"], "device": "gpu", "start_timeout_s": 60},
+        load={**EXPERIMENT["load"], "window_s": 2},
+    )
+    surroundings = checkout.environment | {"PYTHONPATH": str(tmp_path / "fake")}
+    run = subprocess.run(checkout.command("report"), cwd=checkout.folder, env=surroundings, capture_output=True, text=True, timeout=500)
+
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+    with (checkout.folder / "results/summary.csv").open() as source:
+        rows = {row["backend"]: row for row in csv.DictReader(source)}
+    assert {name: (row["outcome"], row["failed"], row["osl"]) for name, row in rows.items()} == {
+        f"stub-{name}": ("measured", "0", "7.0" if name == "tgi" else "6.0") for name in STUDIED
+    }
+    lock = yaml.safe_load((checkout.folder / "config.lock.yaml").read_text())
+    assert set(lock["image"]) == {f"stub/{name}@1" for name in STUDIED}
+    cells = checkout.cells()
+    assert all(cell["gpus"][0]["uuid"] == "GPU-fake" for cell in cells.values())
+    assert "/model" in " ".join(cells["tiny/none/stub-vllm/chat/c2/t1"]["command"])
+    built = json.loads((checkout.folder / "results/build/tiny/none/stub-mlc_llm.json").read_text())
+    assert built["facts"]["engine"] == "."
+    assert built["spec"]["gpu"] == {"name": "no GPU, a fake of the tests", "compute_capability": "9.0"}
+    assert left(client) == []
