@@ -4,12 +4,12 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-d
 SNAKEMAKE = .venv/bin/snakemake
 ARGS ?=
 
-.PHONY: report test test-all lint chromium clean
+.PHONY: report test lint chromium docker clean
 
 report: .venv/pipeline.installed
 	$(SNAKEMAKE) --cores 1 report $(ARGS)
 
-test: .venv/dev.installed chromium lint
+test: .venv/dev.installed chromium $(if $(CI),docker) lint
 	.venv/bin/pytest $(if $(CI),-m "not online",-n 2 --dist loadfile) $(ARGS)
 
 lint: .venv/dev.installed
@@ -35,6 +35,11 @@ lint: .venv/dev.installed
 chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
 	  || echo >&2 'make: no chromium, and no right to install one: the browser tests are skipped. Remedy: apt install chromium'
+
+# Containers are tested with a real engine, which the tests start themselves: Debian's, where this user may install it.
+docker:
+	@{ command -v dockerd && command -v iptables; } >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io iptables; } \
+	  || echo >&2 'make: no Docker engine, and no right to install one: THE CONTAINER TESTS ARE SKIPPED. Remedy: apt install docker.io iptables'
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .snakemake results

@@ -20,10 +20,23 @@ config_files = [
 
 
 def pin(kind, name, revision):
-    """The commit that a branch or tag is locked to; the hub's client is only loaded where one is used."""
-    import lock
+    """What a branch or tag is locked to; the clients that ask are only loaded where one is used.
 
-    return lock.pin(lock.path_of(config_files[-1]), kind, name, revision)
+    A dry run plans with the word itself where nobody can be asked.
+    """
+    import lock
+    from failure import Failure
+
+    try:
+        return lock.pin(lock.path_of(config_files[-1]), kind, name, revision)
+    except Failure as error:
+        if not workflow.output_settings.dryrun:
+            raise
+        print(
+            f"{kind} {name}: '{revision}' is not resolved in this dry run: {error}",
+            file=sys.stderr,
+        )
+        return revision
 
 
 plan = planning.Plan(experiment.load(config, config_files[-1], pin), SCRIPTS)

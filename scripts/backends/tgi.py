@@ -26,16 +26,19 @@ request = openai_chat
 
 @dataclass(frozen=True)
 class Options:
-    """`max_input_share`: how much of the context a prompt may take."""
+    """`max_input_share`: how much of the context a prompt may take. `usage_stats`: whether to say 'off' to its telemetry;
+    releases before 2.3 do not know the word."""
 
     max_input_share: float = 0.5
+    usage_stats: bool = True
 
 
 def command(serve: Serve) -> Command:
     """Arguments of the image's own entry point. Unsharded unless told: by default it takes every GPU it sees. A quantized model says so itself."""
     argv = ["--model-id", str(serve.engine.file("hf")), "--served-model-name", serve.served_name, "--hostname", serve.host, "--port", str(serve.port)]
     argv += ["--num-shard", str(serve.tensor_parallel), "--max-total-tokens", str(serve.context_length)]
-    argv += ["--max-input-tokens", str(int(serve.context_length * serve.options.max_input_share)), "--usage-stats", "off"]
+    argv += ["--max-input-tokens", str(int(serve.context_length * serve.options.max_input_share))]
+    argv += ["--usage-stats", "off"] if serve.options.usage_stats else []
     argv += ["--dtype", serve.dtype] if serve.dtype != "auto" else []
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     env = {"HF_HUB_OFFLINE": "1"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import Command, Serve, never, openai_chat_min_tokens
+from backends import Ask, Command, Serve, never, openai_chat_min_tokens
 
 ENVIRONMENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.31.0"
@@ -22,18 +22,19 @@ FORCES_LENGTH = True
 CACHE = "VLLM_CACHE_ROOT"
 
 builds = never
-request = openai_chat_min_tokens
 
 
 @dataclass(frozen=True)
 class Options:
     """`kv_cache_gib`: on a CPU, memory for keys and values; unset, vLLM takes most of the host's for them.
     `eager`: no torch.compile, which costs more than a minute before the first answer; always so on a CPU.
+    `stream_usage`: ask for token counts in the stream; releases before 0.4.3 reject the field.
     `generation_config`: 'vllm' keeps the model's own sampling defaults out; empty for releases before 0.6, which do not know it."""
 
     kv_cache_gib: int = 1
     eager: bool = False
     generation_config: str = "vllm"
+    stream_usage: bool = True
 
 
 def command(serve: Serve) -> Command:
@@ -55,6 +56,11 @@ def command(serve: Serve) -> Command:
         argv += ["--gpu-memory-utilization", str(serve.gpu_memory_share)] if serve.equal else []
         argv += ["--enforce-eager"] if options.eager else []
     return Command(argv + list(serve.args), env)
+
+
+def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
+    path, body = openai_chat_min_tokens(ask, serve)
+    return path, body if serve.options.stream_usage else {name: value for name, value in body.items() if name != "stream_options"}
 
 
 def native_dtype() -> str:
