@@ -15,7 +15,7 @@ rule build:
     log:
         "<results>/logs/build/{model}/{quantization}/{backend}.log",
     resources:
-        gpu=1,
+        gpu=plan.experiment.server.tensor_parallel,
     params:
         spec=lambda w: plan.build(w.model, w.quantization, w.backend).spec,
         code=lambda w: plan.build(w.model, w.quantization, w.backend).code,

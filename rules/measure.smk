@@ -19,7 +19,7 @@ rule measure:
         f"<results>/logs/measure/{CELL}/measure.log",
     threads: workflow.cores
     resources:
-        gpu=1,
+        gpu=plan.experiment.server.tensor_parallel,
     params:
         spec=lambda w: plan.measure(**w).spec,
         code=lambda w: plan.measure(**w).code,

@@ -117,6 +117,15 @@ async def told(url: str, paths: tuple[str, ...]) -> dict[str, Any]:
     return {path: answer for path, answer in found.items() if isinstance(answer, dict)}
 
 
+async def keep(url: str, target: Path) -> None:
+    """What the server's own metrics say at the end of the load, beside its log; it is asked once, so as not to disturb it."""
+    try:
+        async with aiohttp.ClientSession(trust_env=False, timeout=aiohttp.ClientTimeout(total=10)) as session, session.get(url) as response:
+            target.write_bytes(await response.read())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        log.info("%s: %s", url, error)
+
+
 async def until_ready(server: Server, url: str, timeout_s: float) -> float:
     """Seconds from start to the first 200 of the readiness path; Failure `start_timeout`, `server_died` or `out_of_memory`."""
     timeout = aiohttp.ClientTimeout(total=5)
@@ -204,6 +213,8 @@ async def load(cell: Cell, server: Server, work: Job, asked: list[list[conversat
 
     with telemetry.sampling(server.tree, tuple(gpu["uuid"] for gpu in gpus)) as samples:
         course = await drive.run(work, asked, records, lambda line: log.info("%s/%s  %s", cell.backend.name, cell.offered.name, line), watch)
+    if adapter.METRICS:
+        await keep(url + adapter.METRICS, server.log_file.with_name("metrics.txt"))
     realised = adapter.realised(server.log_file.read_text(errors="replace"), info)
     return {"ready_s": round(ready_s, 3), "first_answer_s": answer_s, "course": asdict(course), "telemetry": samples, "info": info, "realised": realised}
 
