@@ -133,8 +133,10 @@ def hf_folder(folder: Path, pickled: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise Failure("bad_model", f"{folder} has no {name}.", "Name a complete Hugging Face folder.")
+    layout = json.loads((folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
+    quantized = {"layout": layout} if layout else {}
     if pickled:
-        return {"hf": ".", "tokenizer": ".", "hf_form": "pickled weights"}
+        return {"hf": ".", "tokenizer": ".", "hf_form": "pickled weights", **quantized}
     types: Counter[str] = Counter()
     index = folder / "model.safetensors.index.json"
     parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
@@ -149,7 +151,7 @@ def hf_folder(folder: Path, pickled: Sequence[str] = ()) -> dict[str, Any]:
             raise Failure("bad_model", f"{path} is not a whole safetensors file: {error}.", "Download it again.") from error
     if not types:
         raise Failure("bad_model", f"{folder} holds no safetensors file.", "Convert the weights to safetensors; pickled weights are not loaded.")
-    return {"hf": ".", "tokenizer": ".", "hf_form": f"{types.most_common(1)[0][0]} safetensors"}
+    return {"hf": ".", "tokenizer": ".", "hf_form": f"{f'{layout}-quantized ' if layout else ''}{types.most_common(1)[0][0]} safetensors", **quantized}
 
 
 def gguf_type(path: Path) -> str:

@@ -39,7 +39,8 @@ def obtain(store: Path, stage: str, spec: dict[str, Any], code: str, make: Calla
     """Find the artefact, or make it.
 
     `make` fills the folder it is given and returns the artefact's facts; a fact `path` says that the bytes lie
-    elsewhere (the Hugging Face cache, another artefact), a fact `files` that their inventory is known already. `hashed=False` spares the inventory where a lock file already fixes every byte.
+    elsewhere (the Hugging Face cache, another artefact), `files` that their inventory is known already, `peak_memory_bytes` what
+    others than this process's children took. `hashed=False` spares the inventory where a lock file already fixes every byte.
     Whatever `make` raises is raised, and the half-made entry removed.
     """
     name = key(spec, code)
@@ -61,6 +62,7 @@ def obtain(store: Path, stage: str, spec: dict[str, Any], code: str, make: Calla
             facts = make(data)
             path = Path(facts.pop("path", data))
             files = facts.pop("files", None)
+            largest = 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
             made = Manifest(
                 stage=stage,
                 key=name,
@@ -68,9 +70,9 @@ def obtain(store: Path, stage: str, spec: dict[str, Any], code: str, make: Calla
                 entry=str(entry),
                 path=str(path),
                 files=(inventory(path) if hashed else []) if files is None else files,
+                peak_memory_bytes=facts.pop("peak_memory_bytes", largest),
                 facts=facts,
                 duration_s=round(time.monotonic() - started, 3),
-                peak_memory_bytes=1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
             )
             note_times(made)
             made.save(entry / "manifest.json")

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -76,6 +76,15 @@ def sample(servers: list[psutil.Process], gpus: list[Any]) -> dict[str, Any]:
     if gpus:
         row["gpus"] = [gpu_sample(handle) for handle in gpus]
     return row
+
+
+def resident(processes: list[psutil.Process]) -> int:
+    """Memory of processes together, bytes; those that have ended meanwhile count for nothing."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
 
 
 def gpu_handles() -> list[Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from docker.errors import ImageNotFound
 
 import experiment
 import measure
@@ -83,6 +85,20 @@ def test_apptainer_gets_mounts_gpus_and_an_environment_of_its_own(tmp_path: Path
     assert {"A=1", "CUDA_VISIBLE_DEVICES=GPU-1"} <= {argv[place + 1] for place, word in enumerate(argv) if word == "--env"}
     assert argv[-4:] == ["/store/image.sif", "python3", "-m", "x"]
     assert apptainer.command(dataclasses.replace(launch, through_entrypoint=True))[1] == "run"
+
+
+def test_a_pull_that_cannot_fit_ends_before_it_has_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The engine's own lines of progress, played by a FAKE of its client."""
+
+    def absent(_: str) -> None:
+        raise ImageNotFound("none")
+
+    lines = [{"status": "Downloading", "id": "layer", "progressDetail": {"current": 1, "total": 10**12}}]
+    fake: Any = SimpleNamespace(images=SimpleNamespace(get=absent), api=SimpleNamespace(pull=lambda *_, **__: iter(lines)), info=lambda: {"DockerRootDir": str(tmp_path)})
+
+    with pytest.raises(Failure, match=r"big:1 needs 1000\.0 GB more, packed") as caught:
+        container.pull(fake, "big:1")
+    assert caught.value.kind == "disk_full"
 
 
 def test_podman_is_asked_for_gpus_as_cdi_devices() -> None:

@@ -101,6 +101,7 @@ class Adapter(Protocol):
     DEVICES       what it computes on: 'cpu', 'gpu'
     WEIGHTS       form of the model it loads or builds from: 'hf' (a folder) or 'gguf' (a file)
     METHODS       quantization methods it serves
+    LAYOUTS       quantized checkpoints it loads as they are, by the quant_method of their config.json
     READY         path that answers 200 once the server can answer requests
     INFO          paths whose JSON says how the server is set up, kept with the cell
     METRICS       path of its own metrics, or None
@@ -115,6 +116,7 @@ class Adapter(Protocol):
     DEVICES: frozenset[str]
     WEIGHTS: str
     METHODS: frozenset[str]
+    LAYOUTS: frozenset[str]
     READY: str
     INFO: tuple[str, ...]
     METRICS: str | None

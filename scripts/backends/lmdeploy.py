@@ -14,6 +14,7 @@ CONTAINER = None
 DEVICES = frozenset({"gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "mxfp4"})
 READY = "/health"
 INFO = ("/v1/models",)
 METRICS = "/metrics"

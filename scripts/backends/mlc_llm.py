@@ -14,6 +14,7 @@ CONTAINER = "mlc_llm"
 DEVICES = frozenset({"gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none", "mlc"})
+LAYOUTS: frozenset[str] = frozenset()
 # It has no health path; this one answers once the engine is up.
 READY = "/v1/models"
 INFO = ("/v1/models",)

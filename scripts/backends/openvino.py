@@ -12,6 +12,7 @@ CONTAINER = "python"
 DEVICES = frozenset({"cpu"})
 WEIGHTS = "gguf"
 METHODS = frozenset({"none", "gguf"})
+LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ()
 METRICS = None

@@ -13,6 +13,7 @@ CONTAINER = None
 DEVICES = frozenset({"gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
 READY = "/health"
 INFO = ("/server_info", "/model_info")
 METRICS = "/metrics"

@@ -15,6 +15,7 @@ CONTAINER = None
 DEVICES = frozenset({"gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none", "modelopt"})
+LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ("/version",)
 METRICS = None

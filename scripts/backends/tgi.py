@@ -13,6 +13,7 @@ CONTAINER = None
 DEVICES = frozenset({"gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "exl2"})
 READY = "/health"
 INFO = ("/info",)
 METRICS = "/metrics"

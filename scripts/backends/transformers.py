@@ -13,6 +13,7 @@ CONTAINER = "python"
 DEVICES = frozenset({"cpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ()
 METRICS = None

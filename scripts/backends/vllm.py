@@ -15,6 +15,7 @@ CONTAINER = None
 DEVICES = frozenset({"cpu", "gpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
 READY = "/health"
 INFO = ("/version",)
 METRICS = "/metrics"

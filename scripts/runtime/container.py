@@ -298,6 +298,7 @@ def pull(client: docker.DockerClient, image: str) -> Any:
     with suppress(ImageNotFound):
         return client.images.get(image)
     layers: dict[str, tuple[int, int]] = {}
+    place = Path(client.info()["DockerRootDir"])
     told = started = time.monotonic()
     try:
         for line in client.api.pull(image, stream=True, decode=True):
@@ -306,6 +307,9 @@ def pull(client: docker.DockerClient, image: str) -> Any:
             detail = line.get("progressDetail") or {}
             if line.get("status") == "Downloading" and detail.get("total"):
                 layers[line["id"]] = (detail["current"], detail["total"])
+                left = sum(total - came for came, total in layers.values())
+                if place.is_dir() and left > shutil.disk_usage(place).free:
+                    raise Failure("disk_full", f"{image} needs {left / 1e9:.1f} GB more, packed, than {place} has free.", "Free space there, or move the engine's data.")
             if time.monotonic() - told > PROGRESS_S:
                 told = time.monotonic()
                 came, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))

@@ -12,6 +12,7 @@ CONTAINER = None
 DEVICES = frozenset({"cpu"})
 WEIGHTS = "hf"
 METHODS = frozenset({"none"})
+LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ()
 METRICS = None
