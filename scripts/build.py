@@ -90,6 +90,7 @@ def main() -> None:
                         through_entrypoint=command.through_entrypoint,
                         mounts=mounts,
                         network=True,
+                        user=backend.user,
                         label=f"build {args.output.stem}",
                     ),
                     backend,

@@ -343,7 +343,16 @@ def _backend(entry: dict[str, Any], pin: Pin) -> Backend:
     options = dataclasses.asdict(adapter.Options(**entry["options"]))
     runtime, args = entry["runtime"], tuple(entry["args"])
     return Backend(
-        entry["name"], name, _surroundings(entry, adapter, pin), options, args, runtime, entry["env"], entry.get("workdir"), adapter.builds(adapter.Options(**entry["options"]))
+        entry["name"],
+        name,
+        _surroundings(entry, adapter, pin),
+        options,
+        args,
+        runtime,
+        entry["env"],
+        entry.get("workdir"),
+        entry.get("user"),
+        adapter.builds(adapter.Options(**entry["options"])),
     )
 
 

@@ -25,6 +25,12 @@ def code(scripts: Path, *names: str) -> str:
 
 
 @cache
+def own(scripts: Path, name: str) -> str:
+    """Hash of one file (relative to `scripts`) without what it imports: 16 hex digits."""
+    return hashlib.sha256(normalized((scripts / name).resolve()).encode()).hexdigest()[:16]
+
+
+@cache
 def sources(scripts: Path, script: Path) -> frozenset[Path]:
     """The script and every file below `scripts` that it imports, directly or not; packages count with their __init__.py."""
     found: set[Path] = set()

@@ -271,6 +271,7 @@ def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
                 mounts=mounts + cache_mount,
                 port=(serve.port, port),
                 memory_gib=cell.server.memory_gib,
+                user=cell.backend.user,
                 label=cell.path,
             )
             with runtime.load(cell.backend.runtime).serve(launch) as server:

@@ -114,16 +114,19 @@ class Plan:
         return Job(self.results / f"quantize/{model}/{quantization}.json", to_json(spec), self.code("quantize.py"))
 
     def build(self, model: str, quantization: str, backend: str) -> Job:
-        """Where there is something to build, all that the engine is made for: sizes, and the GPU by name and compute capability."""
+        """Where there is something to build, all that the engine is made for: sizes, and the GPU by name and compute capability.
+
+        Of the code only what says how it is made: how its processes are started and watched is no reason to build for an hour again.
+        """
         made, server = self.experiment.backends[backend], self.experiment.server
         spec = {"weights": self.quantize(model, quantization).key, "backend": made}
         if made.builds:
             spec |= {"quantization": self.experiment.quantizations[quantization], "server": {name: getattr(server, name) for name in BUILT_FOR}, "gpu": telemetry.gpu_kind()}
             spec |= {"trust_remote_code": self.experiment.models[model].weights.trust_remote_code}
-        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.code("build.py", *self.adapter(backend), *self.runtime(backend)))
+        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), fingerprint.own(self.scripts, "build.py") + self.code(*self.adapter(backend)))
 
     def runtime(self, backend: str) -> list[str]:
-        """The file of what starts a backend, which build and measure find by name."""
+        """The file of what starts a backend, which measure finds by name."""
         return [f"runtime/{self.experiment.backends[backend].runtime}.py"]
 
     def calibrate(self) -> Job:

@@ -76,7 +76,8 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Backend:
-    """`runtime` starts it: process, docker, podman, apptainer. `env` and `workdir` are the configuration's additions."""
+    """`runtime` starts it: process, docker, podman, apptainer. `env`, `workdir` and `user` (of a container) are the
+    configuration's additions; `builds`: whether there is an engine to build."""
 
     name: str
     adapter: str
@@ -86,6 +87,7 @@ class Backend:
     runtime: str = "process"
     env: dict[str, str] = field(default_factory=dict)
     workdir: str | None = None
+    user: str | None = None
     builds: bool = False
 
 

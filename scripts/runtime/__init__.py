@@ -56,19 +56,21 @@ class Launch:
     mounts: tuple[Mount, ...] = ()
     port: tuple[int, int] | None = None
     memory_gib: float | None = None
+    user: str | None = None
     network: bool = False
     label: str = ""
 
 
 class Server(Protocol):
-    """A running server: when it was started (monotonic ns), its log, and what its processes are."""
+    """A running server: when it was started (monotonic ns), its log, its processes; once it has ended, its exit code and whether
+    the kernel ended it for want of memory, None where that cannot be told."""
 
     started_ns: int
     log_file: Path
 
     def tree(self) -> list[psutil.Process]: ...
     def exit_code(self) -> int | None: ...
-    def out_of_memory(self) -> bool: ...
+    def out_of_memory(self) -> bool | None: ...
 
 
 class Runtime(Protocol):
@@ -92,9 +94,9 @@ def check(server: Server, doing: str) -> None:
     code = server.exit_code()
     if code is None:
         return
-    last = tail(server.log_file)
+    last, starved = tail(server.log_file), server.out_of_memory()
     how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-    if server.out_of_memory() or code == 128 + 9 or any(sign in last for sign in OUT_OF_MEMORY):
+    if starved or (starved is None and code == 128 + 9) or any(sign in last for sign in OUT_OF_MEMORY):
         raise Failure(
             "out_of_memory",
             f"The server {how} {doing}; its log or the kernel's signal says that memory ran out.",

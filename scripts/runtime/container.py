@@ -145,14 +145,14 @@ def refused(error: Exception, launch: Launch) -> Failure:
 
 
 def settings(launch: Launch, name: str, labels: dict[str, str], network: str | None) -> dict[str, Any]:
-    """Arguments of containers.create: read-only mounts, one port of the loopback interface, no privileges, nobody's identity.
+    """Arguments of containers.create: read-only mounts, one port of the loopback interface, no privileges.
 
-    A process of root's would run as root inside; it runs as nobody, with a home folder of its own in /tmp.
+    The user inside is the one who runs this, nobody in root's place, unless the configuration names another; its home is /tmp.
     """
     mine = os.getuid()
-    user = f"{mine}:{os.getgid()}" if mine else f"{WHO_NONE}:{WHO_NONE}"
+    user = launch.user or (f"{mine}:{os.getgid()}" if mine else f"{WHO_NONE}:{WHO_NONE}")
     for mount in launch.mounts:
-        if mount.writable and not mine:
+        if mount.writable and not mine and not launch.user:
             os.chown(mount.host, WHO_NONE, WHO_NONE)
     made: dict[str, Any] = {
         "image": launch.image,

@@ -51,9 +51,9 @@ class Process:
         """None while it runs; 128 + signal where one ended it."""
         return self.supervisor.poll()
 
-    def out_of_memory(self) -> bool:
+    def out_of_memory(self) -> bool | None:
         """A process cannot tell by itself: its signal and its log do."""
-        return False
+        return None
 
 
 def prepare(_environment: Any, _folder: Path) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def test_a_server_answers_on_loopback_alone_as_nobody_without_a_way_out(client: 
         ("raise SystemExit('no such model')", {}, "server_died", "ended with exit code 1 now"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", {}, "server_died", "ended by signal 11"),
         ("x = bytearray(300 << 20); print(len(x))", {"memory_gib": 0.05}, "out_of_memory", "memory ran out"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", {}, "server_died", "ended by signal 9"),
         ("raise SystemExit('CUDA error: CUDA driver version is insufficient for CUDA runtime version')", {}, "driver_too_old", "its CUDA needs a newer driver"),
     ],
 )
