@@ -109,9 +109,12 @@ def at_random(weights: Weights, converter: str | None, folder: Path) -> dict[str
     scratch = folder / "tokenizer-source"
     scratch.mkdir()
     tokenizer = tokenizer_of(weights.tokenizer, converter, scratch)
-    helper(converter, "random_weights.py", json.dumps(weights.architecture), weights.dtype or "bfloat16", str(tokenizer), str(folder / "hf"))
+    layout = {"layout": weights.layout} if weights.layout else {}
+    arguments = [json.dumps(weights.architecture), weights.dtype or "bfloat16", str(tokenizer), str(folder / "hf"), *layout.values()]
+    helper(converter, "random_weights.py", *arguments)
     shutil.rmtree(scratch)
-    return {"hf": "hf", "tokenizer": "hf", "hf_form": f"random {weights.dtype} safetensors", "origin": "random weights", "random": True}
+    form = f"random {'4-bit AWQ and ' if layout else ''}{weights.dtype} safetensors"
+    return {"hf": "hf", "tokenizer": "hf", "hf_form": form, "origin": "random weights", "random": True, **layout}
 
 
 def tokenizer_of(weights: Weights, converter: str, scratch: Path) -> Path:

@@ -53,6 +53,7 @@ class Weights:
     files_sha256: str | None = None
     architecture: dict[str, Any] | None = None
     dtype: str | None = None
+    layout: str | None = None
     tokenizer: Weights | None = None
     pickle_weights: tuple[str, ...] = ()
     trust_remote_code: bool = False

@@ -64,12 +64,17 @@ def sample(servers: list[psutil.Process], gpus: list[Any]) -> dict[str, Any]:
             rss += process.memory_info().rss
         except psutil.Error:
             continue
-    own = psutil.Process().cpu_times()
+    # The load generator's processes are children of this one; the server is a grandchild, or no relation.
+    client_s = 0.0
+    for process in (psutil.Process(), *psutil.Process().children()):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            client_s += times.user + times.system
     row: dict[str, Any] = {
         "time_ns": perf_counter_ns(),
         "server_cpu_s": round(cpu_s, 3),
         "server_rss_bytes": rss,
-        "client_cpu_s": round(own.user + own.system, 3),
+        "client_cpu_s": round(client_s, 3),
         "host_cpu_percent": psutil.cpu_percent(),
         "host_available_bytes": psutil.virtual_memory().available,
     }

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import download
@@ -141,6 +142,31 @@ print(model.num_parameters(), len(PreTrainedTokenizerFast.from_pretrained(sys.ar
     # 2 embeddings of 96 x 64, 2 layers of (q, o: 64 x 64; k, v: 64 x 32; 3 of 64 x 128; 2 norms of 64), 1 norm of 64
     assert said == [str(2 * 96 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64), "96", "0", "torch.float32"]
     assert facts["random"] is True
+
+
+@pytest.mark.slow
+def test_a_random_checkpoint_in_awqs_layout_has_its_parts(tmp_path: Path, tokenizer: Any, converter: str, tiny_model: Path) -> None:
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "word"}))
+    shape = {"model_type": "llama", "vocab_size": 96, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "out").mkdir()
+    facts = download.fetch(Weights("random", architecture=shape, dtype="float16", layout="awq", tokenizer=Weights("folder", path=str(source))), converter, tmp_path / "out")
+
+    with safe_open(tmp_path / "out/hf/model-00001-of-00001.safetensors", framework="numpy") as tensors:
+        parts = {name: tensors.get_tensor(f"model.layers.0.mlp.down_proj.{name}") for name in ("qweight", "qzeros", "scales")}
+        assert "model.layers.0.mlp.down_proj.weight" not in tensors.keys()  # noqa: SIM118 -- not a dict
+        assert tensors.get_tensor("lm_head.weight").dtype == np.float16
+    assert {name: (part.shape, part.dtype.name) for name, part in parts.items()} == {
+        "qweight": ((512, 32), "int32"),
+        "qzeros": ((4, 32), "int32"),
+        "scales": ((4, 256), "float16"),
+    }
+    assert (parts["qzeros"].view(np.uint32) == 0x88888888).all()
+    assert len(np.unique(parts["qweight"])) > 10_000
+    assert json.loads((tmp_path / "out/hf/config.json").read_text())["quantization_config"]["quant_method"] == "awq"
+    assert (facts["layout"], facts["hf_form"]) == ("awq", "random 4-bit AWQ and float16 safetensors")
 
 
 @pytest.mark.slow
