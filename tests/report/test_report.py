@@ -58,7 +58,7 @@ def test_charts_are_drawn_and_nothing_leaves_the_page(reported: Path, browser: B
     page.wait_for_selector("body[data-drawn]")
 
     charts = page.locator(".chart")
-    assert charts.count() == 2 + 2 * 2
+    assert charts.count() == 2 + 3 * 2
     for number in range(charts.count()):
         assert charts.nth(number).locator("svg path").count() > 3
     assert complaints == []
@@ -71,8 +71,8 @@ def test_without_scripts_the_charts_are_pictures(reported: Path, browser: Browse
     page.goto((reported / "report.html").as_uri())
 
     pictures = page.locator(".chart img")
-    assert pictures.count() == 6
-    assert all(pictures.nth(number).bounding_box()["height"] > 100 for number in range(6))
+    assert pictures.count() == 8
+    assert all(pictures.nth(number).bounding_box()["height"] > 100 for number in range(8))
 
 
 def test_the_page_says_what_happened(reported: Path, browser: Browser) -> None:
@@ -85,6 +85,8 @@ def test_the_page_says_what_happened(reported: Path, browser: Browser) -> None:
     assert "Weights of <no> use." in text
     assert "snakemake --cores 1 report" in text
     assert "showdown.jsonl" in text
+    assert "Were the servers set up alike?" in text
+    assert "The servers' CPU each 5 s" in text
     assert "With 2 users: most tokens from paced" in text
 
 
