@@ -34,7 +34,7 @@ def steps(backend: Backend, weights: Manifest, environment: Manifest, spec: dict
         type=spec["quantization"].get("type"),
         options=adapter.Options(**backend.options),
         trust_remote_code=spec["trust_remote_code"],
-        **{name: spec["server"][name] for name in ("context_length", "max_sequences", "dtype", "tensor_parallel")},
+        **spec["server"],
     )
     return adapter.steps(build), (*mounts, Mount(folder, ENGINE_AT, writable=True))
 

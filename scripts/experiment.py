@@ -340,19 +340,19 @@ def pins(environment: str, packages: tuple[str, ...]) -> dict[str, str]:
 def _backend(entry: dict[str, Any], pin: Pin) -> Backend:
     name = entry.get("adapter", entry["name"])
     adapter = backends.load(name)
-    options = dataclasses.asdict(adapter.Options(**entry["options"]))
+    options = adapter.Options(**entry["options"])
     runtime, args = entry["runtime"], tuple(entry["args"])
     return Backend(
         entry["name"],
         name,
         _surroundings(entry, adapter, pin),
-        options,
+        dataclasses.asdict(options),
         args,
         runtime,
         entry["env"],
         entry.get("workdir"),
         entry.get("user"),
-        adapter.builds(adapter.Options(**entry["options"])),
+        adapter.builds(options),
     )
 
 
@@ -372,14 +372,10 @@ def _surroundings(entry: dict[str, Any], adapter: backends.Adapter, pin: Pin) ->
         runtime=entry["runtime"],
         image=f"{adapter.CONTAINER}",
         lock=adapter.ENVIRONMENT,
-        lock_sha256=_lock_sha256(adapter),
+        lock_sha256=environment(adapter.ENVIRONMENT).lock_sha256 if adapter.ENVIRONMENT else None,
         sources_sha256=folder_sha256(ROOT / "containers" / str(adapter.CONTAINER)),
         build_args=entry["build_args"],
     )
-
-
-def _lock_sha256(adapter: backends.Adapter) -> str | None:
-    return sha256(ROOT / "envs" / f"{adapter.ENVIRONMENT}.txt") if adapter.ENVIRONMENT else None
 
 
 def pinned_image(image: str, pin: Pin) -> str:

@@ -42,7 +42,6 @@ from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # typ
 from failure import Failure
 
 log = logging.getLogger(__name__)
-COMMIT = re.compile(r"[0-9a-f]{40}")
 PROGRESS_S = 5.0
 # Files at a time: the library's own default.
 AT_ONCE = 8
@@ -61,10 +60,6 @@ class Repository:
 
     def __str__(self) -> str:
         return f"{'data set ' if self.kind == 'dataset' else ''}{self.repo_id} at {self.commit}"
-
-    @property
-    def page(self) -> str:
-        return page(self.kind, self.repo_id)
 
     @property
     def blobs(self) -> Path:

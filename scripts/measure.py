@@ -64,7 +64,6 @@ def serving(cell: Cell, engine: Manifest, environment: Manifest) -> tuple[backen
         seed=cell.seed,
         options=adapter.Options(**cell.backend.options),
         args=cell.backend.args,
-        method=cell.quantization.method,
         equal=cell.server.policy == "equal",
         device=cell.server.device,
         dtype=cell.server.dtype,

@@ -32,7 +32,6 @@ class Serve:
     seed: int
     options: Any
     args: tuple[str, ...]
-    method: str = "none"
     equal: bool = True
     device: str = "cpu"
     dtype: str = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metrics.windows import STEP_NS
+from metrics.windows import STEP_NS, starts
 
 Rows = list[dict[str, Any]]
 
@@ -37,9 +37,7 @@ def over(rows: Rows, start_ns: int, end_ns: int) -> dict[str, Any]:
 
 def time_line(rows: Rows, course: dict[str, Any]) -> list[dict[str, Any]]:
     """`over` for each step of metrics.windows.frame, with its start_s; steps without two samples are left out."""
-    first = course["window_start_ns"] - (course["window_start_ns"] - course["clock_ns"]) // STEP_NS * STEP_NS
-    starts = range(first, course["window_end_ns"] - STEP_NS + 1, STEP_NS)
-    steps = [({"start_s": (start - course["clock_ns"]) / 1e9}, over(rows, start, start + STEP_NS)) for start in starts]
+    steps = [({"start_s": (start - course["clock_ns"]) / 1e9}, over(rows, start, start + STEP_NS)) for start in starts(course)]
     return [when | what for when, what in steps if what]
 
 

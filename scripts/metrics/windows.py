@@ -17,6 +17,12 @@ def arrivals(requests: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(requests.event_ns.tolist()).astype(np.int64), np.concatenate(requests.event_tokens.tolist())
 
 
+def starts(course: dict[str, int]) -> range:
+    """When each step starts, ns. Steps are aligned to the window, so that the window is cut into whole ones."""
+    first = course["window_start_ns"] - (course["window_start_ns"] - course["clock_ns"]) // STEP_NS * STEP_NS
+    return range(first, course["window_end_ns"] - STEP_NS + 1, STEP_NS)
+
+
 def frame(requests: pd.DataFrame, course: dict[str, int]) -> pd.DataFrame:
     """Steps from the start of the clock to the end of the window, whole ones only. Columns:
 
@@ -28,9 +34,7 @@ def frame(requests: pd.DataFrame, course: dict[str, int]) -> pd.DataFrame:
     """
     event_ns, event_tokens = arrivals(requests)
     rows = []
-    # Steps are aligned to the window, so that the window is cut into whole ones.
-    first = course["window_start_ns"] - (course["window_start_ns"] - course["clock_ns"]) // STEP_NS * STEP_NS
-    for start in range(first, course["window_end_ns"] - STEP_NS + 1, STEP_NS):
+    for start in starts(course):
         end = start + STEP_NS
         inside = (event_ns >= start) & (event_ns < end)
         sent = requests[(requests.sent_ns >= start) & (requests.sent_ns < end)]
