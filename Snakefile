@@ -3,7 +3,10 @@
 # Paths, below the experiment's results folder:
 #   environment/{environment}.json                        a backend's Python environment
 #   download/{model}.json   prompts/{model}/{workload}.json
+#   texts/{model}/{use}.json                              evaluation, or calibration-{quantization}
 #   quantize/{model}/{quantization}.json   build/{model}/{quantization}/{backend}.json
+#   reference/{model}.json                                what the unquantized model says
+#   {stage}/{model}/{quantization}/{backend}/...          probe, assess: one served model
 #   {stage}/{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}/...   measure, evaluate, summarize: one cell;
 #       offered is c8 (8 users), r2.5 (requests a second) or x1 (a trace at its own speed)
 #   calibrate/client.json                                 the load generator's own error and ceiling
@@ -24,5 +27,6 @@ include: "rules/build.smk"
 include: "rules/calibrate.smk"
 include: "rules/measure.smk"
 include: "rules/evaluate.smk"
+include: "rules/assess.smk"
 include: "rules/summarize.smk"
 include: "rules/report.smk"

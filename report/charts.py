@@ -85,3 +85,26 @@ def time_line(rows: list[dict[str, Any]], backends: list[str], field: str, title
             "tooltip": [{"field": name} for name in ("backend", "trial", "phase", "start_s")] + [{"field": field, "format": ".1f"}],
         },
     }
+
+
+def speed_and_quality(rows: list[dict[str, Any]], backends: list[str], title: str) -> dict[str, Any]:
+    """What was served as points: token rate over what quantization cost, with 95 % intervals. Rows: backend, quantization, change,
+    change_low, change_high (percent of perplexity), rate, low, high (intervals may be None), comparable."""
+    x = {"field": "change", "type": "quantitative", "title": "perplexity above the unquantized model's, % (left is better)"}
+    y = {"field": "rate", "type": "quantitative", "title": "tokens/s (up is better)", "scale": {"zero": True}}
+    tooltip = [{"field": name} for name in ("backend", "quantization", "comparable")] + [{"field": name, "format": ".1f"} for name in ("change", "rate")]
+    shape = {"field": "comparable", "type": "nominal", "scale": {"domain": ["comparable", "not comparable"], "range": ["circle", "cross"]}}
+    points = {"mark": {"type": "point", "filled": True, "size": 110, "opacity": 1}, "encoding": {"x": x, "y": y, "color": colour(backends), "shape": shape, "tooltip": tooltip}}
+    names = {"mark": {"type": "text", "align": "left", "dx": 9, "dy": -7}, "encoding": {"x": x, "y": y, "text": {"field": "quantization"}, "color": colour(backends)}}
+    across = {
+        "transform": [{"filter": "isValid(datum.change_low)"}],
+        "mark": {"type": "rule", "color": "#777"},
+        "encoding": {"x": {"field": "change_low", "type": "quantitative"}, "x2": {"field": "change_high"}, "y": y},
+    }
+    along = {
+        "transform": [{"filter": "isValid(datum.low)"}],
+        "mark": {"type": "rule", "color": "#777"},
+        "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "x": x},
+    }
+    bars = [layer for layer, field in ((across, "change_low"), (along, "low")) if any(row[field] is not None for row in rows)]
+    return {"$schema": SCHEMA, "title": title, "width": "container", "height": 280, "data": {"values": rows}, "layer": [*bars, points, names]}

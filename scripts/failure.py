@@ -27,6 +27,8 @@ RETRIED = {
     "out_of_memory": False,
     "server_died": False,
     "no_answer": False,
+    "no_reference": True,
+    "no_task": True,
 }
 
 

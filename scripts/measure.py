@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ import uvloop
 import backends
 import job
 import runtime
+import serving
 import store
 import telemetry
 from failure import Failure
@@ -32,88 +32,12 @@ from loadgen.schedule import Shape
 from loadgen.worker import Job
 from manifest import Manifest, sha256, write_json
 from metrics.records import read
-from runtime import Launch, Mount, Server, process
+from runtime import Server
 from spec import Cell, from_json
 
 log = logging.getLogger(__name__)
-POLL_S = 0.1
 WATCH_S = 0.5
 RESERVE_BYTES = 32 << 10
-PROGRAMS = Path(__file__).parent / "servers"
-# Where a server in a container finds what it needs, and where it listens.
-MODEL_AT, PROGRAMS_AT, CACHE_AT, INNER_PORT = "/model", "/programs", "/compiled", 8000
-
-
-def serving(cell: Cell, engine: Manifest, environment: Manifest) -> tuple[backends.Serve, int, tuple[Mount, ...]]:
-    """The neutral settings of this cell's server as it sees them, its port on this machine, and what is mounted for it."""
-    port = process.claim_port(cell.server.port) if cell.server.port else process.free_port()
-    adapter, runs = backends.load(cell.backend.adapter), runtime.load(cell.backend.runtime)
-    seen, mounts = runtime.placed(runs, engine, MODEL_AT)
-    inside: dict[str, Any] = {"programs": Path(PROGRAMS_AT)} if runs.CONTAINED else {}
-    if runs.CONTAINED and PROGRAMS.is_dir():
-        mounts += (Mount(PROGRAMS, PROGRAMS_AT),)
-    if runs.OWN_NETWORK:
-        inside |= {"host": "0.0.0.0", "port": INNER_PORT}  # noqa: S104 -- of the container's own network
-    serve = backends.Serve(
-        engine=seen,
-        python=environment.facts["python"],
-        served_name=cell.model.name,
-        context_length=cell.server.context_length,
-        max_sequences=cell.server.max_sequences,
-        threads=cell.server.threads or max(1, (psutil.cpu_count() or 2) - 1),
-        seed=cell.seed,
-        options=adapter.Options(**cell.backend.options),
-        args=cell.backend.args,
-        equal=cell.server.policy == "equal",
-        device=cell.server.device,
-        dtype=cell.server.dtype,
-        tensor_parallel=cell.server.tensor_parallel,
-        gpu_memory_share=cell.server.gpu_memory_share,
-        prefix_caching=cell.server.prefix_caching,
-        trust_remote_code=cell.model.weights.trust_remote_code,
-        **({"port": port} | inside),
-    )
-    return serve, port, mounts
-
-
-def fitting(cell: Cell, engine: Manifest) -> list[dict[str, Any]]:
-    """The GPUs of this cell, large enough for its weights; none on a CPU. Failure `no_gpu`, `gpu_too_small`."""
-    if cell.server.device == "cpu":
-        return []
-    gpus = telemetry.allocated(cell.server.tensor_parallel)
-    room = sum(gpu["memory_bytes"] for gpu in gpus) * cell.server.gpu_memory_share
-    weights = sum(entry["bytes"] for entry in engine.files if not entry["path"].endswith((".json", ".txt")))
-    if weights > room:
-        raise Failure(
-            "gpu_too_small",
-            f"The weights take {weights / 1e9:.1f} GB; {len(gpus)} × {gpus[0]['name']} at a share of {cell.server.gpu_memory_share:g} give {room / 1e9:.1f} GB, keys and values not counted.",
-            "Use a quantized or smaller model, or raise server.tensor_parallel.",
-        )
-    return gpus
-
-
-def compile_cache(cell: Cell, key: str) -> tuple[dict[str, str], tuple[Mount, ...], str]:
-    """The folder in the store that a backend keeps what it compiles in: the variable that names it, its mount, and whether the start is cold, warm, or none where there is no such cache."""
-    adapter, runs = backends.load(cell.backend.adapter), runtime.load(cell.backend.runtime)
-    if adapter.CACHE is None:
-        return {}, (), "none"
-    folder = store.root() / "compiled" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    warm = "warm" if any(path.is_file() for path in folder.rglob("*")) else "cold"
-    return {adapter.CACHE: CACHE_AT if runs.CONTAINED else str(folder)}, (Mount(folder, CACHE_AT, writable=True),), warm
-
-
-async def told(url: str, paths: tuple[str, ...]) -> dict[str, Any]:
-    """What the server answers on its INFO paths, as far as it answers in JSON."""
-    found = {}
-    async with aiohttp.ClientSession(trust_env=False, timeout=aiohttp.ClientTimeout(total=10)) as session:
-        for path in paths:
-            try:
-                async with session.get(url + path) as response:
-                    found[path] = await response.json(content_type=None)
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                log.info("%s: %s", path, error)
-    return {path: answer for path, answer in found.items() if isinstance(answer, dict)}
 
 
 async def keep(url: str, target: Path) -> None:
@@ -123,29 +47,6 @@ async def keep(url: str, target: Path) -> None:
             target.write_bytes(await response.read())
     except (aiohttp.ClientError, TimeoutError) as error:
         log.info("%s: %s", url, error)
-
-
-async def until_ready(server: Server, url: str, timeout_s: float) -> float:
-    """Seconds from start to the first 200 of the readiness path; Failure `start_timeout`, `server_died` or `out_of_memory`."""
-    timeout = aiohttp.ClientTimeout(total=5)
-    async with aiohttp.ClientSession(trust_env=False, timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)) as session:
-        while True:
-            runtime.check(server, "before it was ready")
-            passed = (perf_counter_ns() - server.started_ns) / 1e9
-            if passed > timeout_s:
-                raise Failure(
-                    "start_timeout",
-                    f"The server was not ready {timeout_s:g} s after its start.",
-                    "Read its last words below; raise server.start_timeout_s if it only needs longer.",
-                    runtime.tail(server.log_file),
-                )
-            try:
-                async with session.get(url) as response:
-                    if response.status == 200:
-                        return passed
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                pass
-            await asyncio.sleep(POLL_S)
 
 
 async def first_answer(work: Job, first: conversation.Template) -> float | None:
@@ -200,9 +101,9 @@ def conversations(cell: Cell, prompts: list[dict[str, Any]], serve: backends.Ser
 async def load(cell: Cell, server: Server, work: Job, asked: list[list[conversation.Template]], records: Path, gpus: list[dict[str, Any]]) -> dict[str, Any]:
     """Wait for the server and drive the load; gives what cell.json says of it."""
     adapter, url = backends.load(cell.backend.adapter), f"http://{work.host}:{work.port}"
-    ready_s = await until_ready(server, url + adapter.READY, cell.server.start_timeout_s)
+    ready_s = await serving.until_ready(server, url + adapter.READY, cell.server.start_timeout_s)
     log.info("%s: ready after %.1f s", cell.path, ready_s)
-    info = await told(url, adapter.INFO)
+    info = await serving.told(url, adapter.INFO)
     answer_s = await first_answer(work, asked[0][0])
 
     async def watch() -> None:
@@ -231,24 +132,18 @@ def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
     """Fill `result` as far as it goes; raises Failure when the cell has failed."""
     engine, environment, prompts = (job.usable(Manifest.load(path)) for path in (args.engine, args.environment, args.prompts))
     lines = [json.loads(line) for line in prompts.file("prompts").read_text().splitlines()]
-    result |= {"form": engine.facts["form"], "prompts": prompts.facts, "versions": versions(environment, cell.backend.adapter), "random": bool(engine.facts.get("random"))}
-    gpus = fitting(cell, engine)
-    serve, port, mounts = serving(cell, engine, environment)
-    command = backends.load(cell.backend.adapter).command(serve)
-    cache_env, cache_mount, start = compile_cache(
-        cell, store.key({name: args.spec["cell"][name] for name in ("backend", "server")} | {"engine": args.spec["engine"], "gpus": [gpu["name"] for gpu in gpus]}, "")
-    )
-    result |= {"command": [part.replace(str(Path.home()), "~") for part in command.argv], "threads": serve.threads, "start": start}
-    result |= {"gpus": gpus, "image": environment.facts.get("digests") or environment.facts.get("image")}
-    records, server_log = args.output.with_name("records.arrow"), args.log.with_name("server.log")
+    result |= {"form": engine.facts["form"], "prompts": prompts.facts, "versions": serving.versions(environment, cell.backend.adapter), "random": bool(engine.facts.get("random"))}
+    ready = serving.prepare(cell.served, engine, environment, args.spec["engine"], args.log.with_name("server.log"), cell.path)
+    result |= ready.facts
+    records = args.output.with_name("records.arrow")
     records.unlink(missing_ok=True)
     offered = shape(cell, lines)
     workers = cell.load.workers or drive.workers_for(offered, psutil.cpu_count() or 1)
-    path, asked = conversations(cell, lines, serve)
+    path, asked = conversations(cell, lines, ready.settings)
     result["asked_tokens"] = [min(cell.workload.max_tokens, line.get("max_tokens", cell.workload.max_tokens)) for line in lines]
     work = Job(
         "127.0.0.1",
-        port,
+        ready.port,
         path,
         timeout_s=cell.load.request_timeout_s,
         shape=offered,
@@ -258,36 +153,14 @@ def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
         workers=workers,
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            launch = Launch(
-                command.argv,
-                command.env | cache_env | cell.backend.env,
-                server_log,
-                Path(cell.backend.workdir or scratch),
-                gpus=tuple(gpu["uuid"] for gpu in gpus),
-                image=environment.facts.get("image", ""),
-                through_entrypoint=command.through_entrypoint,
-                mounts=mounts + cache_mount,
-                port=(serve.port, port),
-                memory_gib=cell.server.memory_gib,
-                user=cell.backend.user,
-                label=cell.path,
-            )
-            with runtime.load(cell.backend.runtime).serve(launch) as server:
-                result |= uvloop.run(load(cell, server, work, asked, records, gpus))
-                started = time.monotonic()
+        with serving.started(ready) as server:
+            result |= uvloop.run(load(cell, server, work, asked, records, ready.gpus))
+            started = time.monotonic()
         result["stop_s"] = round(time.monotonic() - started, 3)
         answered(records)
     finally:
         if records.exists():
             result["records"] = {"path": records.name, "bytes": records.stat().st_size, "sha256": sha256(records)}
-
-
-def versions(environment: Manifest, adapter: str) -> dict[str, str]:
-    """Versions that tell what was measured: those the environment was made for, else the backend's own package and torch."""
-    known: dict[str, str] = environment.facts["versions"]
-    packages = environment.facts["packages"]
-    return known or {name: packages[name] for name in (adapter, adapter.replace("_", "-"), "torch") if name in packages}
 
 
 def set_aside(reserve: Path) -> None:

@@ -1,67 +1,186 @@
-"""Make the weights that a quantization asks for: none (as they come) or a GGUF with one type for its matrices."""
+"""Make the weights that a quantization asks for: none (as they come), a GGUF of one type, or AWQ or NNCF by the tool of that name."""
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 
+import command
 import job
+import telemetry
+import weights
+from checkpoints.requantize import requantize
+from download import CHECKPOINTS, gguf_type
 from failure import Failure
 from manifest import Manifest
+from methods import METHODS
+from runtime import Launch
 from spec import Quantization, from_json
 
 log = logging.getLogger(__name__)
+# Unset, glibc gives memory back and takes it again for every temporary of a search over weights: half the time on a CPU.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+# What of a checkpoint's configuration a method has to say; all else, and the tokenizer, is the model's own.
+OWN = ("quantization_config", "torch_dtype", "dtype")
 
 
-def quantize(quantization: Quantization, model: Manifest, folder: Path) -> dict[str, Any]:
-    if quantization.method == "none":
+def quantize(quantization: Quantization, model: Manifest, folder: Path, samples: Manifest | None, environment: Manifest | None, log_file: Path) -> dict[str, Any]:
+    """Facts of the quantized weights, made in `folder`; with a method of no layout those of the model itself."""
+    if quantization.layout is None:
         return {"path": model.path, "files": model.files, **model.facts}
-    if "gguf" not in model.facts:
-        raise Failure("quantize_failed", f"{model.facts['origin']} has no GGUF form to be made {quantization.type}.", "Use a model with one, or another quantization.")
+    form = METHODS[quantization.method].weights
+    if form not in model.facts:
+        raise refused(f"{model.facts['origin']} has no {form.upper()} form to be made {quantization.name}.", "Use a model with one, or another quantization.")
+    if form == "gguf":
+        return of_gguf(quantization, model, folder)
+    return by_program(quantization, model, folder, samples, environment, log_file)
+
+
+def refused(reason: str, remedy: str) -> Failure:
+    return Failure("quantize_failed", reason, remedy)
+
+
+def of_gguf(quantization: Quantization, model: Manifest, folder: Path) -> dict[str, Any]:
     assert quantization.type
     target = folder / f"{quantization.name}.gguf"
-    requantize(model.file("gguf"), target, gguf.GGMLQuantizationType[quantization.type])
-    return {"gguf": target.name, "gguf_form": f"GGUF {quantization.type}, from {model.facts['gguf_form']}", "origin": model.facts["origin"]}
+    try:
+        requantize(model.file("gguf"), target, gguf.GGMLQuantizationType[quantization.type])
+    except ValueError as error:
+        raise refused(f"{error}.", "Use undamaged weights.") from error
+    told = {"gguf_type": gguf_type(target), "gguf_form": f"GGUF {quantization.type}, from {model.facts['gguf_form']}"}
+    return {"gguf": target.name, **told, "origin": model.facts["origin"], "reproducible": True}
 
 
-def requantize(source: Path, target: Path, kind: gguf.GGMLQuantizationType) -> None:
-    """Dequantize every matrix and quantize it to `kind` with gguf's own reference code; vectors stay as they are.
+def by_program(quantization: Quantization, model: Manifest, folder: Path, samples: Manifest | None, environment: Manifest | None, log_file: Path) -> dict[str, Any]:
+    """Let the method's own program make the checkpoint, in its own environment."""
+    assert environment
+    source = model.file("hf")
+    see_fit(quantization, model, source)
+    python = environment.facts["python"]
+    asked: dict[str, Any] = {"bits": quantization.bits, "group_size": quantization.group_size, "symmetric": quantization.symmetric, "grid": quantization.grid}
+    asked |= {"clip": quantization.clip, "seed": quantization.seed, "trust_remote_code": bool(model.spec["weights"].get("trust_remote_code")), "dtype": weights.dtype(source)}
+    argv = COMMANDS[quantization.method](python, source, folder, samples.file("samples") if samples else None, asked)
+    log.info("%s: %s", quantization.name, " ".join(argv[:6]))
+    with tempfile.TemporaryDirectory() as scratch:
+        env = KEEP_MEMORY | OFFLINE | {"HF_HOME": scratch}
+        peak = command.run(Launch(argv, env, log_file, Path(scratch)), "process", "quantize_failed")
+    method = METHODS[quantization.method]
+    form = "openvino" if quantization.layout == "openvino" else "hf"
+    if form == "hf":
+        complete(source, folder)
+    calibration = {name: samples.facts[name] for name in ("count", "length", "seed")} if samples else None
+    return {
+        form: ".",
+        f"{form}_form": f"{described(quantization)}, from {model.facts['hf_form']}",
+        "layout": quantization.layout,
+        "origin": model.facts["origin"],
+        "calibration": calibration,
+        "reproducible": method.reproducible and telemetry.gpu_kind() is None,
+        "versions": environment.facts["versions"],
+        "peak_memory_bytes": peak,
+    }
 
-    What the source's type has lost is not found again.
-    """
-    reader = gguf.GGUFReader(source)
-    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
-    writer = gguf.GGUFWriter(target, architecture)
-    for field in reader.fields.values():
-        if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
-            continue
-        value_type = field.types[0]
-        writer.add_key_value(field.name, field.contents(), value_type, field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None)
-    for number, tensor in enumerate(reader.tensors, 1):
-        if len(tensor.shape) > 1:
-            matrix = gguf.dequantize(tensor.data, tensor.tensor_type)
-            if not np.isfinite(matrix).all():
-                raise Failure("quantize_failed", f"{source.name}: {tensor.name} holds values that are not finite.", "Use undamaged weights.")
-            writer.add_tensor(tensor.name, gguf.quantize(matrix, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        if number % 50 == 0 or number == len(reader.tensors):
-            log.info("quantized %d of %d tensors", number, len(reader.tensors))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+def llmcompressor(python: str, source: Path, folder: Path, samples: Path | None, asked: dict[str, Any]) -> list[str]:
+    return [python, str(CHECKPOINTS / "quantize_llmcompressor.py"), str(source), str(folder), str(samples), json.dumps(asked)]
+
+
+def autoawq(python: str, source: Path, folder: Path, samples: Path | None, asked: dict[str, Any]) -> list[str]:
+    return [python, str(CHECKPOINTS / "quantize_autoawq.py"), str(source), str(folder), str(samples), json.dumps(asked)]
+
+
+def lmdeploy(python: str, source: Path, folder: Path, _samples: Path | None, asked: dict[str, Any]) -> list[str]:
+    """LMDeploy's `lite auto_awq` without data: its calibration knows only data sets of the hub."""
+    argv = [python, "-m", "lmdeploy", "lite", "auto_awq", str(source), "--work-dir", str(folder), "--calib-samples", "0", "--dtype", "float16"]
+    argv += ["--w-bits", str(asked["bits"]), "--w-group-size", str(asked["group_size"])]
+    return argv + (["--device", "cpu"] if telemetry.gpu_kind() is None else [])
+
+
+def openvino(python: str, source: Path, folder: Path, _samples: Path | None, asked: dict[str, Any]) -> list[str]:
+    """optimum-intel's export: weights of 16 bits as they are, of 8 by channel, of 4 in groups, all matrices of the layers alike."""
+    argv = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(source), "--task", "text-generation-with-past"]
+    argv += ["--weight-format", {16: "fp16", 8: "int8", 4: "int4"}[asked["bits"]]]
+    argv += ["--group-size", str(asked["group_size"]), "--ratio", "1.0"] if asked["bits"] == 4 else []
+    argv += ["--sym"] if asked["symmetric"] and asked["bits"] < 16 else []
+    return [*argv, *(["--trust-remote-code"] if asked["trust_remote_code"] else []), str(folder)]
+
+
+COMMANDS: dict[str, Callable[[str, Path, Path, Path | None, dict[str, Any]], list[str]]] = {
+    "llmcompressor": llmcompressor,
+    "autoawq": autoawq,
+    "lmdeploy": lmdeploy,
+    "openvino": openvino,
+}
+SAYS = {"llmcompressor": "AWQ by llm-compressor", "autoawq": "AWQ by AutoAWQ", "lmdeploy": "AWQ by LMDeploy, without data", "openvino": "OpenVINO by NNCF"}
+
+
+def described(quantization: Quantization) -> str:
+    """'4-bit AWQ by AutoAWQ (groups of 64, asymmetric)'."""
+    if quantization.bits == 16:
+        return "16-bit OpenVINO"
+    groups = f"groups of {quantization.group_size}" if quantization.bits == 4 else "by channel"
+    return f"{quantization.bits}-bit {SAYS[quantization.method]} ({groups}, {'symmetric' if quantization.symmetric else 'asymmetric'})"
+
+
+def see_fit(quantization: Quantization, model: Manifest, source: Path) -> None:
+    """Failure before any work where the weights are quantized already, too large for the memory, damaged, or of a width that groups do not divide."""
+    if "layout" in model.facts:
+        remedy = "Serve it as it comes with `method: none`, or name the unquantized model."
+        raise refused(f"{model.facts['origin']} is quantized already (layout {model.facts['layout']}): to quantize it again would lose more.", remedy)
+    tensors = weights.tensors(source)
+    short = weights.too_large(source, 16 if telemetry.gpu_kind() else 32)
+    if short:
+        raise refused(short, "Quantize on a larger machine, or name a checkpoint that is quantized already.")
+    if quantization.bits == 4:
+        assert quantization.group_size
+        widths = {name: int(entry["shape"][1]) for _, name, entry in tensors if is_matrix_of_a_layer(name, entry)}
+        for name, width in widths.items():
+            if width % quantization.group_size:
+                able = [size for size in (32, 64, 128, 256) if all(other % size == 0 for other in widths.values())]
+                remedy = f"Set group_size to {' or '.join(map(str, able))}." if able else "No usual group size divides them all; use another method."
+                raise refused(f"Groups of {quantization.group_size} do not divide the {width} inputs of {name}.", remedy)
+    for path, name, entry in tensors:
+        if not weights.finite(path, entry):
+            raise refused(f"{path.name}: {name} holds values that are not finite.", "Use undamaged weights.")
+
+
+def is_matrix_of_a_layer(name: str, entry: dict[str, Any]) -> bool:
+    return len(entry["shape"]) == 2 and (".layers." in name or ".h." in name)
+
+
+def complete(source: Path, folder: Path) -> None:
+    """Make a checkpoint whole: the tokenizer is the model's own, and so is its configuration but for what quantization changed."""
+    if not list(folder.glob("*.safetensors")):
+        raise refused("The method's program ended well and left no safetensors file.", "See the log of this stage.")
+    written = json.loads((folder / "config.json").read_text())
+    kept = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(kept | {name: written[name] for name in OWN if name in written}, indent=2))
+    for path in source.iterdir():
+        if path.is_file() and path.suffix not in (".safetensors", ".gguf") and path.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copy(path, folder / path.name)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def main() -> None:
-    args = job.arguments(__doc__, "model")
+    args = job.arguments(__doc__, "model", "samples?", "environment?")
     model = Manifest.load(args.model)
+    samples, environment = (Manifest.load(path) if path else None for path in (args.samples, args.environment))
     quantization: Quantization = from_json(Quantization, args.spec["quantization"])
-    job.prepare(args, "quantize", lambda folder: quantize(quantization, model, folder), [model])
+    log_file = args.log.with_suffix(".program.log") if args.log else Path(tempfile.gettempdir(), f"quantize-{quantization.name}.log")
+
+    def make(folder: Path) -> dict[str, Any]:
+        return quantize(quantization, model, folder, samples, environment, log_file)
+
+    job.prepare(args, "quantize", make, [artefact for artefact in (model, samples, environment) if artefact])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import experiment
 import job
 import planning
 from manifest import Manifest
+from metrics import quality
 from metrics.statistics import mean_interval, needed
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -34,18 +35,29 @@ import charts  # noqa: E402
 
 log = logging.getLogger(__name__)
 STATIC_WIDTH = 560
-STAGES = ("environment", "download", "prompts", "quantize", "build")
+STAGES = ("environment", "download", "prompts", "texts", "quantize", "build", "reference")
+
+
+def qualities_of(results: Path, planned: experiment.Experiment) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What was judged, by (model, quantization, backend): quality.json, and `reasons` why it is not comparable."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for served in planned.evaluated():
+        told = json.loads((results / "assess" / served.path / "quality.json").read_text())
+        found[served.model.name, served.quantization.name, served.backend.name] = told | {"reasons": quality.verdict(told, planned.config["evaluation"])}
+    return found
 
 
 def rows_of(results: Path, planned: experiment.Experiment) -> list[dict[str, Any]]:
-    """One row a cell: its names, its summary, or its failure."""
+    """One row a cell: its names, its summary, or its failure, and the quality of what it served, if that was judged."""
     rows = []
+    qualities = qualities_of(results, planned)
     for cell in planned.cells():
         summary = json.loads((results / "summarize" / cell.path / "summary.json").read_text())
         names = {"model": cell.model.name, "quantization": cell.quantization.name, "backend": cell.backend.name, "workload": cell.workload.name}
         offered = {"kind": cell.offered.kind, "value": cell.offered.value, "load": loads(cell.offered.kind, cell.offered.value)}
         lengths = f"{'exactly' if cell.workload.output_length == 'forced' else 'at most'} {cell.workload.max_tokens} tokens an answer"
-        rows.append(names | offered | {"lengths": lengths, "trial": cell.trial, "path": cell.path, **summary})
+        judged = qualities.get((cell.model.name, cell.quantization.name, cell.backend.name))
+        rows.append(names | offered | {"lengths": lengths, "trial": cell.trial, "path": cell.path, "quality": judged, **summary})
     order = list(planned.backends)
     return sorted(rows, key=lambda row: (order.index(row["backend"]), row["value"], row["trial"]))
 
@@ -103,12 +115,42 @@ def estimates(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return made
 
 
+def overviews(rows: list[dict[str, Any]], backends: list[str]) -> list[dict[str, Any]]:
+    """Speed beside quality, over all quantizations: for each model, workload and kind of load that was judged, a row for each
+    backend and quantization with its token rate at each load; and a chart of the largest."""
+    made = []
+    for key in dict.fromkeys((row["model"], row["workload"], row["kind"]) for row in rows if row["quality"]):
+        members = [row for row in rows if (row["model"], row["workload"], row["kind"]) == key]
+        loads_of = sorted({(row["value"], row["load"]) for row in members})
+        lines = []
+        for quantization, backend in sorted({(row["quantization"], row["backend"]) for row in members}, key=lambda pair: (backends.index(pair[1]), pair[0] != "none", pair[0])):
+            own = [row for row in members if (row["quantization"], row["backend"]) == (quantization, backend)]
+            rates = {entry["offered"]: entry for entry in estimates(measured(own), "rate")}
+            form = next((row["cell"]["form"] for row in own if "form" in row["cell"]), "")
+            lines.append({"backend": backend, "quantization": quantization, "form": form, "quality": own[0]["quality"], "rates": rates, "failed": len(own) - len(measured(own))})
+        made.append(dict(zip(("model", "workload", "kind"), key, strict=True)) | {"loads": loads_of, "rows": lines, "charts": quality_chart(lines, loads_of[-1], backends)})
+    return made
+
+
+def quality_chart(lines: list[dict[str, Any]], load: tuple[float, str], backends: list[str]) -> list[dict[str, Any]]:
+    """The picture of an overview, if more than one of its rows has both figures."""
+    points = []
+    for line in lines:
+        change, rate = (line["quality"] or {}).get("perplexity_change"), line["rates"].get(load[0])
+        if change and rate:
+            low, high = change["interval"] or (None, None)
+            names = {"backend": line["backend"], "quantization": line["quantization"], "comparable": "not comparable" if line["quality"]["reasons"] else "comparable"}
+            points.append(names | {"change": change["percent"], "change_low": low, "change_high": high, "rate": rate["value"], "low": rate["low"], "high": rate["high"]})
+    title = f"Speed and what it cost, {load[1]}"
+    return [pictured(f"{title}: up and to the left is better", charts.speed_and_quality(points, backends, title))] if len(points) > 1 else []
+
+
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """A sentence for each offered load: who gives most tokens, who answers first. Nothing where there is no one to compare.
 
-    Only cells count whose client kept up and whose answers are sound.
+    Only cells count whose client kept up, whose answers are sound, and whose model is still comparable.
     """
-    fit = [row for row in measured(rows) if row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"]]
+    fit = [row for row in measured(rows) if row["metrics"]["client"]["valid"] and not row["evaluation"]["broken"] and not (row["quality"] or {}).get("reasons")]
     said = []
     for offered, load in sorted({(row["value"], row["load"]) for row in fit} if len({row["backend"] for row in rows}) > 1 else []):
         rate, ttft = (leaders([entry for entry in estimates(fit, name) if entry["offered"] == offered], best) for name, best in (("rate", max), ("ttft", min)))
@@ -168,7 +210,11 @@ def charts_of(group: dict[str, Any], backends: list[str]) -> list[dict[str, Any]
         if beside:
             what, unit = ("GPU utilisation", "%") if any("gpu_power_w" in step for step in beside) else ("The servers' CPU", "cores")
             made.append((f"{what} each 5 s, {load}", charts.time_line(beside, backends, "busy", f"{what} each 5 s, {load}", unit)))
-    return [{"alt": alt, "spec": spec, "static": {theme: static(spec, theme) for theme in ("light", "dark")}} for alt, spec in made]
+    return [pictured(alt, spec) for alt, spec in made]
+
+
+def pictured(alt: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"alt": alt, "spec": spec, "static": {theme: static(spec, theme) for theme in ("light", "dark")}}
 
 
 def static(spec: dict[str, Any], theme: str) -> str:
@@ -180,12 +226,19 @@ def static(spec: dict[str, Any], theme: str) -> str:
 def preparation(planned: experiment.Experiment) -> list[dict[str, Any]]:
     """What had to be done before the first request: one row an artefact that a cell rests on."""
     plan = planning.Plan(planned, SCRIPTS)
-    paths = dict.fromkeys(job.path for cell in planned.cells() for job in plan.prepared_for(cell))
+    jobs = [*(job for cell in planned.cells() for job in plan.prepared_for(cell)), *(job for served in planned.evaluated() for job in plan.prepared_to_judge(served))]
+    paths = dict.fromkeys(job.path for job in jobs)
     found = []
     for path in sorted(paths, key=lambda path: STAGES.index(path.relative_to(plan.results).parts[0])):
         manifest, (stage, *name) = Manifest.load(path), path.relative_to(plan.results).with_suffix("").parts
         own = Path(manifest.path).is_relative_to(manifest.entry)
-        entry = {"stage": stage, "name": "/".join(name), "seconds": manifest.duration_s, "bytes": manifest.bytes if own else None}
+        entry = {
+            "stage": stage,
+            "name": "/".join(name),
+            "seconds": manifest.duration_s,
+            "bytes": manifest.bytes if own else None,
+            "reproducible": manifest.facts.get("reproducible"),
+        }
         found.append(entry | {"memory": manifest.peak_memory_bytes, "failure": manifest.failure})
     return found
 
@@ -242,6 +295,7 @@ def table(rows: list[dict[str, Any]], target: Path) -> None:
             "failed": sum(metrics.get("failures", {}).values()) if metrics else None,
             **{f"client_{name}": metrics.get("client", {}).get(name) for name in ("valid", "cpu_share", "ceiling_share", "ttft_error_ms", "gap_error_ms")},
             "answers_broken": row["evaluation"]["broken"],
+            **quality_columns(row["quality"] or {}),
         }
         entry |= {"ready_s": row["cell"].get("ready_s"), "first_answer_s": row["cell"].get("first_answer_s")}
         flat.append(entry)
@@ -249,6 +303,19 @@ def table(rows: list[dict[str, Any]], target: Path) -> None:
         writer = csv.DictWriter(sink, flat[0])
         writer.writeheader()
         writer.writerows(flat)
+
+
+def quality_columns(judged: dict[str, Any]) -> dict[str, Any]:
+    """What summary.csv says of the quality of what a cell served; empty where it was not judged."""
+    perplexity, change, agreed = (judged.get(name) or {} for name in ("perplexity", "perplexity_change", "agreement"))
+    columns: dict[str, Any] = {}
+    for name, value, interval in (
+        ("perplexity", perplexity.get("value"), perplexity.get("interval")),
+        ("perplexity_change_percent", change.get("percent"), change.get("interval")),
+    ):
+        columns |= {name: value, f"{name}_low": (interval or [None, None])[0], f"{name}_high": (interval or [None, None])[1]}
+    columns |= {"answers_compared": agreed.get("answers"), "answers_identical": agreed.get("identical"), "common_prefix_tokens": agreed.get("prefix_mean")}
+    return columns | {"comparable": None if not (change or agreed) else not judged["reasons"]}
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -270,8 +337,14 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
     rows = rows_of(results, planned)
     backends = list(planned.backends)
     groups = [group | {"charts": charts_of(group, backends), "verdicts": verdicts(group["rows"])} for group in groups_of(rows)]
+    overview = overviews(rows, backends)
+    # Of the page's charts each has its place in one list: those of the overviews come first.
+    sections = [*overview, *groups]
     known = {
         "groups": groups,
+        "overviews": overview,
+        "sections": sections,
+        "limits": planned.config["evaluation"],
         "rows": rows,
         "failed": [row for row in rows if row["cell"]["failure"]],
         "measured": measured(rows),
@@ -299,7 +372,7 @@ def render(results: Path, planned: experiment.Experiment, config_files: list[str
         "style": Markup((TEMPLATES / "style.css").read_text()),
         "vega": Markup(vega.replace("</script", "<\\/script")),
         "themes": {theme: charts.config(theme) for theme in ("light", "dark")},
-        "specs": [[chart["spec"] for chart in group["charts"]] for group in groups],
+        "specs": [[chart["spec"] for chart in section["charts"]] for section in sections],
     }
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(environment.get_template("report.html.j2").render(**known, **page))

@@ -69,13 +69,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Quantization:
-    name: str
-    method: str
-    type: str | None = None
-
-
-@dataclass(frozen=True)
 class Backend:
     """`runtime` starts it: process, docker, podman, apptainer. `env`, `workdir` and `user` (of a container) are the
     configuration's additions; `builds`: whether there is an engine to build."""
@@ -108,6 +101,57 @@ class Prompts:
     turns: str | None = None
     layout: str | None = None
     corpus_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a method watches a model with while it quantizes: so many blocks of so many tokens, cut from these prompts."""
+
+    prompts: Prompts
+    samples: int
+    sequence_length: int
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """`method` makes it, `layout` is what comes out (None where the weights stay, or a backend quantizes in its build); which
+    of the other fields are set depends on the method (config.schema.yaml, scripts/methods.py). `environment`: what a method
+    that is a program of its own runs in."""
+
+    name: str
+    method: str
+    layout: str | None = None
+    type: str | None = None
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    grid: int | None = None
+    clip: bool | None = None
+    seed: int | None = None
+    calibration: Calibration | None = None
+    environment: Environment | None = None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks of lm-evaluation-harness: their names, of each the first `limit` items in the order of the seed, examples before
+    each, and the folder of local ones with its identity."""
+
+    names: tuple[str, ...]
+    limit: int
+    shots: int
+    path: str | None = None
+    files_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the quality of a served model is judged by: `text` (held out), `prompts` to be answered greedily, `tasks`."""
+
+    text: Prompts | None
+    prompts: Prompts | None
+    answer_tokens: int
+    tasks: Tasks | None
 
 
 @dataclass(frozen=True)
@@ -168,6 +212,21 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A model in one quantization behind one backend: what a server is started for."""
+
+    model: Model
+    quantization: Quantization
+    backend: Backend
+    server: Server
+    seed: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.model.name}/{self.quantization.name}/{self.backend.name}"
+
+
+@dataclass(frozen=True)
 class Cell:
     """One point of the matrix, with all that decides what its measurement means."""
 
@@ -180,6 +239,10 @@ class Cell:
     seed: int
     load: Load
     server: Server
+
+    @property
+    def served(self) -> Served:
+        return Served(self.model, self.quantization, self.backend, self.server, self.seed)
 
     @property
     def path(self) -> str:

@@ -143,6 +143,14 @@ def gpu_kind() -> dict[str, str] | None:
         return None
 
 
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that a new process may take: what the host has to spare, or this control group, if that is less."""
+    spare = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):
+        spare = min(spare, int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+    return spare
+
+
 def host() -> dict[str, Any]:
     """What a reader must know of this machine to judge its numbers."""
     model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())

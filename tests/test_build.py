@@ -39,7 +39,7 @@ def built(folder: Path, adapter: str, facts: dict[str, Any], builds: bool = Fals
 MADE = """
 from dataclasses import dataclass
 from backends import Command
-WEIGHTS, DEVICES, LAYOUTS = "hf", frozenset({{"cpu"}}), frozenset()
+WEIGHTS, DEVICES, LAYOUTS, METHODS = ("hf",), frozenset({{"cpu"}}), frozenset(), frozenset()
 @dataclass(frozen=True)
 class Options: pass
 def steps(build):

@@ -19,9 +19,9 @@ import pytest
 import backends
 from loadgen.wire import frames
 from manifest import Manifest
-from measure import until_ready
 from metrics.stream import event
 from runtime import Launch, check, process
+from serving import until_ready
 
 
 def snakemake(product: Path, *arguments: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from evaluate import evaluate, flaws
+from evaluate import Answer, evaluate, flaws
 
 GOOD = "Rain falls when water vapour in the air cools and condenses into drops that grow too heavy to stay up."
+LOST = "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(
@@ -18,24 +19,51 @@ GOOD = "Rain falls when water vapour in the air cools and condenses into drops t
     [
         (GOOD, []),
         ("Paris.", []),
-        ("Ja, schön.\n\n1. Äpfel\n2. Birnen\t(reif)", []),
+        ("Ja, schön.\n\n1. Äpfel\n2. Birnen\t(reif) 🍐", []),
         ("The sky is blue. The sky is wide. The grass is green, and so is the tree that stands beside the house.", []),
         ("", ["empty"]),
         (" \n", ["empty"]),
-        ("caf\N{REPLACEMENT CHARACTER}", ["undecodable"]),
-        ("a\x00b", ["unprintable"]),
+        (f"a caf{LOST} in the middle", ["undecodable"]),
+        (f"an emoji: {LOST}", ["cut"]),
+        (f"an emoji: {LOST}{LOST}{LOST}", ["cut"]),
+        ("a word with \x00 in it", ["unprintable"]),
+        ("a\x00b", ["unprintable", "gibberish"]),
+        (f"{LOST}a{LOST}b{LOST}c.", ["undecodable", "gibberish"]),
         ("rew " * 64, ["repetitive"]),
         (GOOD + " I am a robot." * 12, ["repetitive"]),
     ],
 )
-def test_flaws(text: str, found: list[str]) -> None:
-    assert flaws(text) == found
+def test_flaws_of_a_text(text: str, found: list[str]) -> None:
+    assert flaws(Answer(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("answer", "forced", "found"),
+    [
+        (Answer(GOOD, "stop", 20, 32), False, []),
+        (Answer(GOOD, "length", 32, 32), False, []),
+        (Answer(GOOD, "length", 32, 32), True, []),
+        (Answer(GOOD, "stop", 20, 32), True, ["too short"]),
+        (Answer(GOOD, "length", 20, 32), False, ["too short"]),
+        (Answer(GOOD, "stop", 33, 32), False, ["too long"]),
+        (Answer(GOOD, "stop", None, 32), True, []),
+        (Answer(f"an emoji: {LOST}", "length", 32, 32), False, []),
+        (Answer(f"an emoji: {LOST}", "stop", 9, 32), False, ["cut"]),
+    ],
+)
+def test_lengths_are_held_against_what_was_asked(answer: Answer, forced: bool, found: list[str]) -> None:
+    assert flaws(answer, forced) == found
 
 
 def test_a_cell_with_many_broken_answers_is_marked() -> None:
-    assert not evaluate([GOOD] * 19 + [""])["broken"]
-    assert evaluate([GOOD] * 8 + ["rew " * 64] * 2)["broken"]
-    assert evaluate([]) == {"answers": 0, "flaws": {}, "flawed_share": None, "broken": False, "examples": []}
+    good, looped = Answer(GOOD), Answer("rew " * 64)
+
+    assert not evaluate([good] * 19 + [Answer("")])["broken"]
+    assert evaluate([good] * 8 + [looped] * 2)["broken"]
+    found = evaluate([good] * 9 + [looped])
+    assert found["flaws"] == {"repetitive": 1}
+    assert found["flawed_interval"] == pytest.approx([0.018, 0.404], abs=1e-3)
+    assert evaluate([])["broken"] is False
 
 
 @pytest.mark.parametrize("cell", [{"failure": None, "random": True}, {"failure": {"kind": "server_died"}}])

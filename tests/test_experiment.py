@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import backends
 import experiment
 from failure import Failure
 from spec import Cell, from_json, to_json
@@ -34,6 +37,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return config
 
 
+AWQ = {"name": "awq", "method": "llmcompressor", "calibration": {"prompts": {"source": "file", "path": "prompts/showdown.jsonl"}}}
 BAD = [
     ("foo", 1, "unknown key 'foo'"),
     ("backends.1.optoins", {}, "backends[1]: unknown key 'optoins'; did you mean 'options'?"),
@@ -71,7 +75,31 @@ BAD = [
     ("models.0.quantizations", ["awq"], "models[0].quantizations: there is none called 'awq'; there are: none"),
     ("backends.2.options", {"kv_cache_gib": "a"}, "backends[2].options.kv_cache_gib: 'a' is not of type int"),
     ("backends.0.quantizations", ["awq"], "backends[0].quantizations: there is no quantization 'awq'; there are: none"),
-    ("quantizations.-", {"name": "q8", "method": "gguf", "type": "Q8_0"}, "backends[2]: vllm cannot serve the quantization 'q8' (method gguf); it serves: none"),
+    (
+        "quantizations.-",
+        {"name": "q8", "method": "gguf", "type": "Q8_0"},
+        "backends[2]: vllm cannot serve the quantization 'q8' (method gguf, layout gguf); it serves: none, autoawq (layout awq),"
+        " llmcompressor (layout compressed-tensors), lmdeploy (layout awq). Write `quantizations: [none]` in this entry, or drop 'q8'.",
+    ),
+    ("quantizations.-", {"name": "q", "method": "mlc", "type": "q4f16_1"}, "backends[2]: vllm cannot serve the quantization 'q' (method mlc); it serves: none, autoawq"),
+    ("quantizations.-", AWQ, "backends[0]: llamacpp cannot serve the quantization 'awq' (method llmcompressor, layout compressed-tensors); it serves: none, gguf (layout gguf)."),
+    ("quantizations.-", AWQ | {"bits": 8}, "quantizations[1].bits: llmcompressor cannot give 8; it gives: 4."),
+    ("quantizations.-", AWQ | {"layout": "awq"}, "quantizations[1].layout: llmcompressor cannot give awq; it gives: compressed-tensors."),
+    ("quantizations.-", AWQ | {"method": "autoawq", "symmetric": True}, "quantizations[1].symmetric: autoawq cannot give True; it gives: False."),
+    ("quantizations.-", AWQ | {"method": "mlc", "type": "q4f16_1"}, "quantizations[1]: unknown key 'calibration'"),
+    ("quantizations.-", {"name": "q", "method": "modelopt", "type": "fp8", "layout": "awq"}, "quantizations[1].layout: the method modelopt writes none; drop it."),
+    ("quantizations.-", {"name": "q", "method": "llmcompressor"}, "quantizations[1]: 'calibration' is a required property"),
+    ("quantizations.-", {"name": "q", "method": "openvino", "python": "/nowhere"}, "quantizations[1].python: there is no interpreter /nowhere"),
+    (
+        "quantizations.-",
+        AWQ | {"calibration": {"prompts": {"source": "file", "path": "nowhere.jsonl"}}},
+        "quantizations[1].calibration.prompts.path: there is no file nowhere.jsonl",
+    ),
+    ("evaluation.text.path", "nowhere.jsonl", "evaluation.text.path: there is no file nowhere.jsonl"),
+    ("evaluation.prompts", {"source": "trace", "path": "prompts/showdown.jsonl", "layout": "azure"}, "evaluation.prompts.source: a trace holds no texts"),
+    ("evaluation.tasks", {"names": ["x"], "path": "nowhere"}, "evaluation.tasks.path: there is no folder nowhere with tasks"),
+    ("evaluation.tasks", {"names": ["../x"]}, "evaluation.tasks.names[0]: '../x' does not match"),
+    ("evaluation.perplexity", 5, "evaluation: unknown key 'perplexity'; did you mean 'perplexity_percent'?"),
     ("quantizations.-", {"name": "q8", "method": "gguf"}, "quantizations[1]: 'type' is a required property"),
     ("workloads.0.prompts.path", "nowhere.jsonl", "workloads[0].prompts.path: there is no file nowhere.jsonl"),
     ("workloads.0.prompts.path", "/dev/null", "workloads[0].prompts.path: there is no file /dev/null"),
@@ -265,3 +293,66 @@ def test_the_schema_describes_every_key() -> None:
         return found
 
     assert undescribed(schema, "") == []
+
+
+MADE: dict[str, dict[str, Any]] = {
+    "none": {"method": "none"},
+    "gguf": {"method": "gguf", "type": "Q8_0"},
+    "llmcompressor": {**AWQ},
+    "autoawq": {**AWQ, "method": "autoawq"},
+    "lmdeploy": {"method": "lmdeploy"},
+    "openvino": {"method": "openvino"},
+    "mlc": {"method": "mlc", "type": "q4f16_1"},
+    "modelopt": {"method": "modelopt", "type": "int4_awq"},
+}
+# Which backend serves what comes out of which method; every other pair is refused.
+PAIRS = {
+    "llamacpp": {"none", "gguf"},
+    "openvino": {"none", "gguf", "openvino"},
+    "vllm": {"none", "llmcompressor", "autoawq", "lmdeploy"},
+    "sglang": {"none", "llmcompressor", "autoawq", "lmdeploy"},
+    "lmdeploy": {"none", "llmcompressor", "autoawq", "lmdeploy"},
+    "tgi": {"none", "llmcompressor", "autoawq", "lmdeploy"},
+    "tensorrt_llm": {"none", "modelopt"},
+    "mlc_llm": {"none", "mlc"},
+    "transformers": {"none"},
+}
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_a_backend_serves_these_methods_and_no_others(name: str) -> None:
+    adapter = backends.load(name)
+    config = copy.deepcopy(DEFAULT) | {"backends": [{"name": name, "runtime": "docker", "image": "i@sha256:" + "0" * 64}]}
+    config["server"] |= {"device": sorted(adapter.DEVICES)[0]}
+    for method, entry in MADE.items():
+        config["quantizations"] = [entry | {"name": method}]
+        if method in PAIRS[name]:
+            assert experiment.load(copy.deepcopy(config)).served == {name: [method]}
+            continue
+        with pytest.raises(experiment.ConfigError, match=rf"{name} cannot serve the quantization '{method}' .* Name a quantization that it serves, or drop '{method}'"):
+            experiment.load(copy.deepcopy(config))
+
+
+def test_a_quantization_is_typed_with_its_environment_and_seed() -> None:
+    config = changed("quantizations.-", AWQ | {"group_size": 64})
+    config["backends"] = [{"name": "vllm"}]
+    made = experiment.load(config).quantizations["awq"]
+
+    assert (made.layout, made.bits, made.group_size, made.symmetric, made.grid, made.seed) == ("compressed-tensors", 4, 64, False, 20, DEFAULT["seed"])
+    assert made.environment
+    assert (made.environment.lock, made.calibration and made.calibration.samples) == ("llmcompressor", 128)
+    assert from_json(type(made), json.loads(to_json(made))) == made
+    config["quantizations"][1] |= {"python": sys.executable, "seed": 3}
+    own = experiment.load(config).quantizations["awq"]
+    assert own.environment
+    assert (own.environment.interpreter, own.seed) == (sys.executable, 3)
+
+
+def test_random_weights_are_never_judged() -> None:
+    config = changed("models.-", {"name": "noise", "source": "random", "architecture": {"model_type": "llama", "vocab_size": 49152}, "tokenizer": dict(DEFAULT["models"][0])})
+    for name in ("name", "note", "licence"):
+        config["models"][1]["tokenizer"].pop(name)
+    judged = experiment.load(config).evaluated()
+
+    assert {served.path for served in judged} == {f"smollm2-135m-instruct/none/{name}" for name in ("llamacpp", "openvino", "vllm")}
+    assert experiment.load(changed("evaluation", {})).evaluated() == []

@@ -5,6 +5,7 @@ A file gives what the class Adapter below lists. What a server program of our ow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +48,7 @@ class Serve:
 class Build:
     """What an engine is built from and for: `weights` as the builder sees them, `folder` where the engine goes.
 
-    `type` is the quantization's own word, such as int4_awq.
+    `type` is the quantization's own word, such as int4_awq; `programs` the folder of our own programs that make checkpoints.
     """
 
     weights: Manifest
@@ -61,6 +62,7 @@ class Build:
     tensor_parallel: int
     options: Any
     trust_remote_code: bool = False
+    programs: Path = Path(__file__).parent.parent / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,20 @@ class Ask:
     seed: int
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """How a server tells how likely it finds a text of given token ids.
+
+    `ask` gives the requests (path, JSON body), to be sent one after the other; `read` takes their answers and gives the natural
+    logarithm of the probability of each id but the first, after those before it. `harness`: whether this is the way that
+    lm-evaluation-harness asks, so that its tasks can be scored.
+    """
+
+    ask: Callable[[list[int], Serve], list[tuple[str, dict[str, Any]]]]
+    read: Callable[[list[int], list[Any]], list[float]]
+    harness: bool = False
+
+
 class Adapter(Protocol):
     """The facts and functions that a file of this folder gives.
 
@@ -98,14 +114,15 @@ class Adapter(Protocol):
     IMAGE         image that upstream publishes, or None
     CONTAINER     folder of containers/ to build an image from where there is none, or None
     DEVICES       what it computes on: 'cpu', 'gpu'
-    WEIGHTS       form of the model it loads or builds from: 'hf' (a folder) or 'gguf' (a file)
-    METHODS       quantization methods it serves
-    LAYOUTS       quantized checkpoints it loads as they are, by the quant_method of their config.json
+    WEIGHTS       forms of the model it loads or builds from, the preferred first: 'hf', 'openvino' (folders), 'gguf' (a file)
+    METHODS       quantization methods of its own build
+    LAYOUTS       quantized checkpoints it loads: by the quant_method of their config.json, 'gguf', 'openvino'
     READY         path that answers 200 once the server can answer requests
     INFO          paths whose JSON says how the server is set up, kept with the cell
     METRICS       path of its own metrics, or None
     FORCES_LENGTH whether a request can ask for exactly max_tokens tokens
     CACHE         environment variable that names the folder of its compile cache, or None
+    LIKELIHOOD    how it tells how likely it finds a text, or None where its API does not
     Options       frozen dataclass of its own options, plain types with defaults
     """
 
@@ -113,7 +130,7 @@ class Adapter(Protocol):
     IMAGE: str | None
     CONTAINER: str | None
     DEVICES: frozenset[str]
-    WEIGHTS: str
+    WEIGHTS: tuple[str, ...]
     METHODS: frozenset[str]
     LAYOUTS: frozenset[str]
     READY: str
@@ -121,15 +138,16 @@ class Adapter(Protocol):
     METRICS: str | None
     FORCES_LENGTH: bool
     CACHE: str | None
+    LIKELIHOOD: Likelihood | None
     Options: Any
 
     @staticmethod
     def builds(options: Any) -> bool:
-        """Whether there is anything to build; if ever there is, the file gives `steps` as well."""
+        """Whether there may be anything to build; if ever there is, the file gives `steps` as well."""
 
     @staticmethod
     def steps(build: Build) -> list[Command]:
-        """The commands that make the engine in build.folder, in order."""
+        """The commands that make the engine in build.folder, in order; none where these weights are served as they are."""
 
     @staticmethod
     def command(serve: Serve) -> Command:
@@ -195,3 +213,15 @@ def openai_chat_min_tokens(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]
     """`openai_chat_ignore_eos` with `min_tokens` beside it, for servers that know both."""
     path, body = openai_chat_ignore_eos(ask, serve)
     return path, body | ({"min_tokens": ask.max_tokens} if ask.forced else {})
+
+
+def echo(ids: list[int], serve: Serve) -> list[tuple[str, dict[str, Any]]]:
+    """OpenAI's plain completions with `echo` and `logprobs`: the prompt comes back with the probability of each of its tokens."""
+    return [("/v1/completions", {"model": serve.served_name, "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})]
+
+
+def read_echo(ids: list[int], answers: list[Any]) -> list[float]:
+    return [float(value) for value in answers[0]["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)]]
+
+
+ECHO = Likelihood(echo, read_echo, harness=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends import Command, Serve, never, openai_chat_ignore_eos
+from backends import Command, Likelihood, Serve, never, openai_chat_ignore_eos
 
 ENVIRONMENT = "llamacpp"
 IMAGE = None
 CONTAINER = "python"
 DEVICES = frozenset({"cpu"})
-WEIGHTS = "gguf"
-METHODS = frozenset({"none", "gguf"})
-LAYOUTS: frozenset[str] = frozenset()
+WEIGHTS = ("gguf",)
+METHODS: frozenset[str] = frozenset()
+LAYOUTS = frozenset({"gguf"})
 READY = "/health"
 INFO = ("/props",)
 METRICS = "/metrics"
@@ -35,6 +35,27 @@ def command(serve: Serve) -> Command:
     argv += ["--host", serve.host, "--port", str(serve.port), "--threads", str(serve.threads)]
     argv += ["--sequences", str(serve.max_sequences), "--context", str(serve.context_length)]
     return Command(argv + (["--prefix-cache"] if serve.prefix_caching else []) + list(serve.args), {})
+
+
+FORCED = 1e6
+
+
+def forced(ids: list[int], _serve: Serve) -> list[tuple[str, dict[str, Any]]]:
+    """One request a token, since the server tells probabilities of what it generates alone: it is made to generate the next
+    token of the text by a bias that no other can outweigh. What it tells is from before the bias (`post_sampling_probs` is
+    false), and what was computed for the tokens before is kept, so that each request computes one token."""
+    common = {"n_predict": 1, "n_probs": 1, "temperature": 0, "cache_prompt": True}
+    return [("/completion", common | {"prompt": ids[:end], "logit_bias": [[ids[end], FORCED]]}) for end in range(1, len(ids))]
+
+
+def read_forced(ids: list[int], answers: list[Any]) -> list[float]:
+    told = [answer["completion_probabilities"][0] for answer in answers]
+    if [entry["id"] for entry in told] != ids[1:]:
+        raise ValueError("the server generated other tokens than it was made to")
+    return [float(entry["logprob"]) for entry in told]
+
+
+LIKELIHOOD = Likelihood(forced, read_forced)
 
 
 def realised(_log: str, info: dict[str, Any]) -> dict[str, Any]:

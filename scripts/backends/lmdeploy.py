@@ -12,14 +12,15 @@ ENVIRONMENT = None
 IMAGE = "openmmlab/lmdeploy:v0.16.0-cu12.8"
 CONTAINER = None
 DEVICES = frozenset({"gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "mxfp4"})
 READY = "/health"
 INFO = ("/v1/models",)
 METRICS = "/metrics"
 FORCES_LENGTH = True
 CACHE = None
+LIKELIHOOD = None
 
 builds = never
 

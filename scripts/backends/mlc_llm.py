@@ -12,8 +12,8 @@ ENVIRONMENT = None
 IMAGE = None
 CONTAINER = "mlc_llm"
 DEVICES = frozenset({"gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none", "mlc"})
+WEIGHTS = ("hf",)
+METHODS = frozenset({"mlc"})
 LAYOUTS: frozenset[str] = frozenset()
 # It has no health path; this one answers once the engine is up.
 READY = "/v1/models"
@@ -21,6 +21,7 @@ INFO = ("/v1/models",)
 METRICS = "/metrics"
 FORCES_LENGTH = True
 CACHE = None
+LIKELIHOOD = None
 
 
 @dataclass(frozen=True)

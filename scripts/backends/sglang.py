@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends import Command, Serve, never, openai_chat_min_tokens
+from backends import ECHO, Command, Serve, never, openai_chat_min_tokens
 
 ENVIRONMENT = None
 IMAGE = "lmsysorg/sglang:v0.5.21"
 CONTAINER = None
 DEVICES = frozenset({"gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
 READY = "/health"
 INFO = ("/server_info", "/model_info")
 METRICS = "/metrics"
 FORCES_LENGTH = True
 CACHE = "SGLANG_CACHE_DIR"
+LIKELIHOOD = ECHO
 
 builds = never
 request = openai_chat_min_tokens

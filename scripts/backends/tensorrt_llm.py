@@ -13,14 +13,15 @@ ENVIRONMENT = None
 IMAGE = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
 CONTAINER = None
 DEVICES = frozenset({"gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none", "modelopt"})
+WEIGHTS = ("hf",)
+METHODS = frozenset({"modelopt"})
 LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ("/version",)
 METRICS = None
 FORCES_LENGTH = True
 CACHE = None
+LIKELIHOOD = None
 EXAMPLES = "/app/tensorrt_llm/examples"
 
 

@@ -11,8 +11,8 @@ ENVIRONMENT = None
 IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"
 CONTAINER = None
 DEVICES = frozenset({"gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "exl2"})
 READY = "/health"
 INFO = ("/info",)
@@ -20,6 +20,7 @@ METRICS = "/metrics"
 # router/src/validation.rs sets ignore_eos_token to false for every request.
 FORCES_LENGTH = False
 CACHE = None
+LIKELIHOOD = None
 
 builds = never
 request = openai_chat

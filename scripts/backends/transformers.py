@@ -11,14 +11,15 @@ ENVIRONMENT = "transformers"
 IMAGE = None
 CONTAINER = "python"
 DEVICES = frozenset({"cpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ()
 METRICS = None
 FORCES_LENGTH = False
 CACHE = None
+LIKELIHOOD = None
 
 builds = never
 realised = says_nothing

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import Ask, Command, Serve, never, openai_chat_min_tokens
+from backends import ECHO, Ask, Command, Serve, never, openai_chat_min_tokens
 
 ENVIRONMENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.31.0"
 CONTAINER = None
 DEVICES = frozenset({"cpu", "gpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
 READY = "/health"
 INFO = ("/version",)
 METRICS = "/metrics"
 FORCES_LENGTH = True
 CACHE = "VLLM_CACHE_ROOT"
+LIKELIHOOD = ECHO
 
 builds = never
 

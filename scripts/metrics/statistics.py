@@ -49,3 +49,14 @@ def mean_interval(values: Values) -> tuple[float, float] | None:
     half = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / math.sqrt(len(values)))
     mean = float(np.mean(values))
     return max(0.0, mean - half), mean + half
+
+
+def share_interval(good: int, of: int) -> list[float] | None:
+    """Wilson's score interval of a share; None of nothing (Wilson, JASA 22, 1927)."""
+    if of == 0:
+        return None
+    z = float(special.ndtri((1 + CONFIDENCE) / 2))
+    share = good / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return [max(0.0, middle - half), min(1.0, middle + half)]

@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import openvino_genai as genai
 from aiohttp import web
 
@@ -29,13 +31,15 @@ class BadRequest(Exception):
 
 @dataclass(eq=False)
 class Generation:
-    """One request inside the engine: new token ids and its end arrive in `news`."""
+    """One request inside the engine: new token ids and its end arrive in `news`. With `echo` the prompt's ids come first, and
+    `log_probs` holds one number for each id, if they were asked for."""
 
     ids: Any
     config: genai.GenerationConfig
     loop: asyncio.AbstractEventLoop
     news: asyncio.Queue[tuple[list[int], str | None]] = field(default_factory=asyncio.Queue)
     handle: Any = None
+    log_probs: list[float] = field(default_factory=list)
     cancelled: bool = False
 
 
@@ -88,6 +92,7 @@ class Engine:
         while generation.handle.can_read():
             for output in generation.handle.read().values():
                 ids += output.generated_ids
+                generation.log_probs += output.generated_log_probs
         status = generation.handle.get_status()
         ended = None if status == genai.GenerationStatus.RUNNING else "done" if status == genai.GenerationStatus.FINISHED else "error"
         if ids or ended:
@@ -99,9 +104,13 @@ def generation_config(body: dict[str, Any], tokenizer: Any, room: int) -> genai.
     """The engine's form of a request's fields; BadRequest for those it cannot honour. `room`: tokens left in the context."""
     if room < 1:
         raise BadRequest("the prompt fills the whole context")
-    if body.get("n", 1) != 1 or body.get("logprobs") or body.get("stop"):
-        raise BadRequest("n > 1, logprobs and stop are not supported")
+    if body.get("n", 1) != 1 or body.get("stop"):
+        raise BadRequest("n > 1 and stop are not supported")
+    if bool(body.get("logprobs")) != bool(body.get("echo")) or (body.get("echo") and body.get("stream")):
+        raise BadRequest("logprobs are given with echo, and not in a stream")
     config = genai.GenerationConfig()
+    config.echo = bool(body.get("echo"))
+    config.logprobs = int(config.echo)
     config.max_new_tokens = min(int(body.get("max_completion_tokens") or body.get("max_tokens") or room), room)
     config.ignore_eos = bool(body.get("ignore_eos", False))
     config.eos_token_id = tokenizer.get_eos_token_id()
@@ -113,6 +122,12 @@ def generation_config(body: dict[str, Any], tokenizer: Any, room: int) -> genai.
         config.top_p = float(body.get("top_p", 1.0))
         config.rng_seed = int(body.get("seed") or 0)
     return config
+
+
+def token_ids(prompt: Any) -> ov.Tensor:
+    """A prompt given as token ids, or as a list of one such list."""
+    ids = prompt[0] if prompt and isinstance(prompt[0], list) else prompt
+    return ov.Tensor(np.array([ids], dtype=np.int64))
 
 
 async def texts(engine: Engine, generation: Generation, counted: list[int]) -> AsyncIterator[str]:
@@ -162,7 +177,7 @@ class FrontEnd:
         try:
             body = await request.json()
             prompt = self.engine.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True) if chat else body["prompt"]
-            ids = self.engine.tokenizer.encode(prompt, add_special_tokens=False).input_ids
+            ids = self.engine.tokenizer.encode(prompt, add_special_tokens=False).input_ids if isinstance(prompt, str) else token_ids(prompt)
             config = generation_config(body, self.engine.tokenizer, self.context - ids.shape[1])
         except (BadRequest, KeyError, TypeError, ValueError, RuntimeError) as error:
             return web.json_response({"error": {"message": f"{type(error).__name__}: {error}", "type": "invalid_request_error"}}, status=400)
@@ -209,7 +224,16 @@ class FrontEnd:
             text = "".join([part async for part in texts(self.engine, generation, counted)])
         except RuntimeError as error:
             return web.json_response({"error": {"message": str(error), "type": "server_error"}}, status=500)
-        said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        asked = int(generation.ids.shape[1])
+        if generation.config.echo:
+            # The engine tells nothing of other tokens: to one who asks whether each was the likeliest, the answer is no.
+            told = [None, *generation.log_probs[1:]]
+            said["logprobs"] = {
+                "token_logprobs": told,
+                "top_logprobs": [None if value is None else {str(token): value, "": 0.0} for token, value in zip(counted, told, strict=True)],
+            }
+            counted = counted[asked:]
         return web.json_response(
             {
                 "id": uuid.uuid4().hex,

@@ -13,6 +13,7 @@ import pytest
 import backends
 from conftest import ROOT
 from manifest import Manifest
+from methods import METHODS
 
 NAMES = backends.names()
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,8 +40,10 @@ def test_it_gives_what_an_adapter_gives(name: str) -> None:
     adapter = backends.load(name)
 
     assert adapter.__doc__
-    assert adapter.WEIGHTS in ("hf", "gguf")
-    assert "none" in adapter.METHODS
+    assert adapter.WEIGHTS
+    assert {"hf", "gguf", "openvino"} >= set(adapter.WEIGHTS)
+    assert not adapter.METHODS or adapter.builds(adapter.Options()), "it quantizes as it builds"
+    assert not adapter.METHODS & set(METHODS), "what quantize makes is no method of a build"
     assert adapter.READY.startswith("/")
     assert adapter.ENVIRONMENT is None or (ROOT / "envs" / f"{adapter.ENVIRONMENT}.txt").is_file()
     assert adapter.ENVIRONMENT or adapter.IMAGE or adapter.CONTAINER, "something to run it in"
@@ -69,11 +72,16 @@ def told(name: str) -> dict[str, Any]:
         for policy, changes in SETTINGS.items():
             found[f"serve, {device}, {policy}"] = dataclasses.asdict(adapter.command(serve(name, device=device, **changes)))
     if adapter.builds(adapter.Options()):
-        weights = Manifest("quantize", "key", {}, "/store/quantize/key", "/weights", [], {"hf": "."})
-        for method, kind in (("none", None), METHOD[name]):
+        weights = Manifest("quantize", "key", {}, "/store/quantize/key", "/weights", [], {"hf": ".", "gguf": "model.gguf", "gguf_type": "Q4_1"})
+        for method, kind in [("none", None), *([METHOD[name]] if name in METHOD else [])]:
             build = backends.Build(weights, Path("/engine"), "python3", method, kind, 2048, 8, "auto", 2, adapter.Options())
             found[f"build, {method}"] = [dataclasses.asdict(command) for command in adapter.steps(build)]
-    return found
+    return {name: str_paths(commands) for name, commands in found.items()}
+
+
+def str_paths(commands: Any) -> Any:
+    """The commands without this checkout's own folder in them."""
+    return json.loads(json.dumps(commands).replace(str(ROOT / "scripts"), "/scripts"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,3 +224,52 @@ def test_what_a_server_says_of_itself_is_read(name: str) -> None:
     log = Path(__file__).parent / "logs" / f"{name}.log"
 
     assert backends.load(name).realised(log.read_text() if log.exists() else "", info) == found
+
+
+IDS = [504, 31936, 288]
+# What each server answers where it is asked for the probabilities of these ids: vLLM 0.32's CPU build, our front end of OpenVINO GenAI
+# 2026.4.1 and llama.cpp (xllamacpp 2026.10.11549), as recorded; SGLang writes what OpenAI's reference says.
+ECHOED = {"choices": [{"logprobs": {"token_logprobs": [None, -14.907350540161133, -3.6335668563842773, -1.84], "top_logprobs": [None, {}, {}, {}]}}]}
+TOLD: dict[str, list[dict[str, Any]]] = {
+    "vllm": [ECHOED],
+    "sglang": [ECHOED],
+    "openvino": [ECHOED],
+    "llamacpp": [
+        {"completion_probabilities": [{"id": 31936, "logprob": -14.907350540161133, "top_logprobs": [{"id": 2618, "logprob": -2.39}]}]},
+        {"completion_probabilities": [{"id": 288, "logprob": -3.6335668563842773, "top_logprobs": []}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_likelihood_of_a_text_is_asked_for_and_read(name: str) -> None:
+    how = backends.load(name).LIKELIHOOD
+    assert (how is not None) == (name in TOLD)
+    if how is None:
+        return
+    asked = how.ask(IDS, serve(name))
+
+    assert len(asked) == len(TOLD[name])
+    assert [path for path, _ in asked] == (["/completion"] * 2 if name == "llamacpp" else ["/v1/completions"])
+    assert [body["prompt"] for _, body in asked] == ([IDS[:1], IDS[:2]] if name == "llamacpp" else [IDS])
+    assert how.read(IDS, TOLD[name]) == [-14.907350540161133, -3.6335668563842773]
+
+
+def test_llamacpp_is_not_believed_where_it_went_another_way() -> None:
+    how = backends.load("llamacpp").LIKELIHOOD
+    assert how
+
+    with pytest.raises(ValueError, match="other tokens"):
+        how.read([504, 1, 288], TOLD["llamacpp"])
+
+
+def test_openvino_reads_a_gguf_with_float_minima_in_sixteen_bits_and_others_as_they_are() -> None:
+    adapter = backends.load("openvino")
+
+    def steps(**facts: str) -> list[backends.Command]:
+        weights = Manifest("quantize", "k", {}, "/w", "/w", [], facts)
+        return adapter.steps(backends.Build(weights, Path("/engine"), "python3", "none", None, 2048, 8, "auto", 1, adapter.Options()))
+
+    assert [command.argv[-2:] for command in steps(gguf="m.gguf", gguf_type="Q4_1")] == [["/engine/model.gguf", "F16"]]
+    assert steps(gguf="m.gguf", gguf_type="Q8_0") == []
+    assert steps(openvino=".", gguf="m.gguf", gguf_type="Q4_1") == []

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.statistics import mean_interval, median_interval, needed, percentile
+from metrics.statistics import mean_interval, median_interval, needed, percentile, share_interval
 
 
 @pytest.mark.parametrize(("q", "least"), [(50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
@@ -49,3 +49,12 @@ def test_mean_interval_is_students() -> None:
     assert mean_interval([11, 12, 13]) == pytest.approx((12 - 2.4841, 12 + 2.4841), abs=1e-3)
     assert mean_interval([1, 2, 3]) == pytest.approx((0, 2 + 2.4841), abs=1e-3), "a rate is not negative"
     assert mean_interval([1, 2]) is None
+
+
+@pytest.mark.parametrize(("good", "of", "interval"), [(10, 12, (0.552, 0.953)), (0, 12, (0, 0.243)), (12, 12, (0.757, 1))])
+def test_the_interval_of_a_share_is_wilsons(good: int, of: int, interval: tuple[float, float]) -> None:
+    assert share_interval(good, of) == pytest.approx(interval, abs=1e-3)
+
+
+def test_nothing_has_no_share() -> None:
+    assert share_interval(0, 0) is None

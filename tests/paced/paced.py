@@ -10,13 +10,14 @@ ENVIRONMENT = "pipeline"
 IMAGE = None
 CONTAINER = None
 DEVICES = frozenset({"cpu"})
-WEIGHTS = "hf"
-METHODS = frozenset({"none"})
+WEIGHTS = ("hf",)
+METHODS: frozenset[str] = frozenset()
 LAYOUTS: frozenset[str] = frozenset()
 READY = "/health"
 INFO = ()
 METRICS = None
 CACHE = None
+LIKELIHOOD = None
 FORCES_LENGTH = True
 
 builds = never

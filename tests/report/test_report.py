@@ -134,7 +134,7 @@ def test_a_winner_is_named_with_those_it_cannot_be_told_from(entries: Any, said:
 
 def row(backend: str, rate: float, ttft: float | None, trial: int = 1) -> dict[str, Any]:
     metrics = {"output_token_throughput": rate, "output_token_throughput_interval": [rate - 1, rate + 1], "ttft": {"p50": ttft, "p50_interval": None}, "client": {"valid": True}}
-    return {"backend": backend, "value": 2, "load": "2 users", "trial": trial, "metrics": metrics, "evaluation": {"broken": False}}
+    return {"backend": backend, "value": 2, "load": "2 users", "trial": trial, "metrics": metrics, "evaluation": {"broken": False}, "quality": None}
 
 
 def test_one_trial_has_the_interval_of_its_run() -> None:

@@ -16,8 +16,12 @@ from conftest import copy_product
 @pytest.mark.parametrize(
     ("files", "jobs"),
     [
-        (["llama3-2024"], {"download": 3, "prompts": 6, "quantize": 4, "environment": 5, "build": 10, "measure": 60}),
-        pytest.param(["llama3-2024", "llama3-2024-images"], {"download": 2, "prompts": 4, "quantize": 2, "environment": 3, "build": 6, "measure": 36}, marks=pytest.mark.slow),
+        (["llama3-2024"], {"download": 3, "prompts": 6, "quantize": 4, "environment": 6, "build": 10, "measure": 60, "texts": 3, "reference": 3, "probe": 10, "assess": 10}),
+        pytest.param(
+            ["llama3-2024", "llama3-2024-images"],
+            {"download": 2, "prompts": 4, "quantize": 2, "environment": 4, "build": 6, "measure": 36, "reference": 2, "probe": 6},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_dry_run_plans_the_whole_study(tmp_path: Path, files: list[str], jobs: dict[str, int]) -> None:

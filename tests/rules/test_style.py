@@ -11,7 +11,7 @@ import pytest
 
 from conftest import ROOT
 
-STAGES = ["environment", "download", "prompts", "quantize", "build", "calibrate", "measure", "evaluate", "summarize", "report"]
+STAGES = ["environment", "download", "prompts", "texts", "quantize", "build", "calibrate", "measure", "evaluate", "reference", "probe", "assess", "summarize", "report"]
 # The product brings its own environments and containers (scripts/environment.py, scripts/runtime), so Snakemake's are not used.
 WAIVED = ("Specify a conda environment or container for each rule.",)
 

@@ -12,8 +12,8 @@ import pytest
 from docker.errors import ImageNotFound
 
 import experiment
-import measure
 import runtime
+import serving
 import telemetry
 from failure import Failure
 from manifest import Manifest
@@ -39,10 +39,10 @@ def test_weights_that_cannot_fit_are_refused_with_the_numbers(monkeypatch: pytes
     large = engine(tmp_path, ("a.safetensors", 30 * 10**9), ("b.safetensors", 10 * 10**9), ("tokenizer.json", 10**12))
 
     with pytest.raises(Failure, match=r"The weights take 40\.0 GB; 1 × NVIDIA A100 40GB at a share of 0\.9 give 36\.0 GB") as caught:
-        measure.fitting(cell(), large)
+        serving.fitting(cell().served, large)
     assert caught.value.kind == "gpu_too_small"
-    assert measure.fitting(cell(tensor_parallel=2), large) == [GPU, GPU]
-    assert measure.fitting(cell(device="cpu"), large) == []
+    assert serving.fitting(cell(tensor_parallel=2).served, large) == [GPU, GPU]
+    assert serving.fitting(cell(device="cpu").served, large) == []
 
 
 def test_a_model_of_the_hubs_cache_is_mounted_with_the_bytes_its_links_name(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_a_model_of_the_hubs_cache_is_mounted_with_the_bytes_its_links_name(tmp_
 
 def test_a_compile_cache_is_cold_until_something_lies_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHOWDOWN_STORE", str(tmp_path))
-    env, mounts, start = measure.compile_cache(cell(), "key")
+    env, mounts, start = serving.compile_cache(cell().served, "key")
     assert (env, start) == ({"VLLM_CACHE_ROOT": "/compiled"}, "cold")
     assert mounts == (Mount(tmp_path / "compiled/key", "/compiled", writable=True),)
 
     (tmp_path / "compiled/key/graph").write_text("g")
-    assert measure.compile_cache(cell(), "key")[2] == "warm"
+    assert serving.compile_cache(cell().served, "key")[2] == "warm"
     plain = dataclasses.replace(cell(), backend=dataclasses.replace(cell().backend, adapter="lmdeploy"))
-    assert measure.compile_cache(plain, "key") == ({}, (), "none")
+    assert serving.compile_cache(plain, "key") == ({}, (), "none")
 
 
 def test_apptainer_gets_mounts_gpus_and_an_environment_of_its_own(tmp_path: Path) -> None:
