@@ -22,6 +22,7 @@ RETRIED = {
     "driver_too_old": True,
     "start_failed": True,
     "build_failed": True,
+    "unsupported": False,
     "gpu_too_small": False,
     "start_timeout": False,
     "out_of_memory": False,

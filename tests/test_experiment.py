@@ -315,7 +315,7 @@ PAIRS = {
     "tgi": {"none", "llmcompressor", "autoawq", "lmdeploy"},
     "tensorrt_llm": {"none", "modelopt"},
     "mlc_llm": {"none", "mlc"},
-    "transformers": {"none"},
+    "transformers": {"none", "llmcompressor"},
 }
 
 

@@ -179,7 +179,7 @@ def never(_options: Any) -> bool:
 
 def loaded_as_it_is(model: Manifest, weights: str) -> dict[str, Any]:
     """Facts of an engine that is the model itself: no bytes are copied."""
-    told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random") if name in model.facts}
+    told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random", "layout") if name in model.facts}
     return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], **told}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import ECHO, Ask, Command, Serve, never, openai_chat_min_tokens
+from failure import Failure
 
 ENVIRONMENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.31.0"
@@ -16,6 +17,7 @@ DEVICES = frozenset({"cpu", "gpu"})
 WEIGHTS = ("hf",)
 METHODS: frozenset[str] = frozenset()
 LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
+IN_GROUPS = frozenset({"awq", "gptq", "compressed-tensors"})
 READY = "/health"
 INFO = ("/version",)
 METRICS = "/metrics"
@@ -51,7 +53,7 @@ def command(serve: Serve) -> Command:
         argv += ["--max-num-seqs", str(serve.max_sequences), "--enable-prefix-caching" if serve.prefix_caching else "--no-enable-prefix-caching"]
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.device == "cpu":
-        argv += ["--dtype", native_dtype() if serve.dtype == "auto" else serve.dtype, "--enforce-eager"]
+        argv += ["--dtype", cpu_dtype(serve.engine.facts.get("layout")) if serve.dtype == "auto" else serve.dtype, "--enforce-eager"]
         env |= {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}", "VLLM_HOST_IP": "127.0.0.1"}
     else:
         argv += ["--dtype", serve.dtype, "--tensor-parallel-size", str(serve.tensor_parallel)]
@@ -65,10 +67,26 @@ def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
     return path, body if serve.options.stream_usage else {name: value for name, value in body.items() if name != "stream_options"}
 
 
-def native_dtype() -> str:
-    """The 16-bit type if this CPU has instructions for it; without them bfloat16 is emulated and several times slower than float32."""
-    flags = set(Path("/proc/cpuinfo").read_text().split())
+def cpu_dtype(layout: str | None) -> str:
+    """The 16-bit type if this CPU has instructions for it; without them bfloat16 is emulated and several times slower than float32.
+
+    Weights in groups of 4 bits are multiplied in 16 bits alone, by a kernel (cpu_gemm_wna16) that the CPU build has for AVX-512 only:
+    Failure `unsupported` without it, where the server would start and die at the first request (seen with 0.32.0).
+    """
+    flags = cpu_flags()
+    if layout in IN_GROUPS:
+        if "avx512f" not in flags:
+            raise Failure(
+                "unsupported",
+                f"vLLM's CPU build multiplies 4-bit weights (layout {layout}) with AVX-512 instructions, which this CPU does not have.",
+                "Serve them on another machine or with another backend.",
+            )
+        return "bfloat16"
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def cpu_flags() -> set[str]:
+    return set(Path("/proc/cpuinfo").read_text().split())
 
 
 def realised(log: str, info: dict[str, Any]) -> dict[str, Any]:

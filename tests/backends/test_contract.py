@@ -12,6 +12,7 @@ import pytest
 
 import backends
 from conftest import ROOT
+from failure import Failure
 from manifest import Manifest
 from methods import METHODS
 
@@ -88,7 +89,7 @@ def str_paths(commands: Any) -> Any:
 def test_the_commands_are_what_was_reviewed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`golden/<name>.json` holds the commands for some settings; delete it to have it written again, then read it."""
     if name == "vllm":
-        monkeypatch.setattr(backends.load(name), "native_dtype", lambda: "bfloat16")
+        monkeypatch.setattr(backends.load(name), "cpu_flags", lambda: {"avx512f", "avx512_bf16"})
     written = json.dumps(told(name), indent=1) + "\n"
     golden = GOLDEN / f"{name}.json"
     if not golden.exists():
@@ -273,3 +274,28 @@ def test_openvino_reads_a_gguf_with_float_minima_in_sixteen_bits_and_others_as_t
     assert [command.argv[-2:] for command in steps(gguf="m.gguf", gguf_type="Q4_1")] == [["/engine/model.gguf", "F16"]]
     assert steps(gguf="m.gguf", gguf_type="Q8_0") == []
     assert steps(openvino=".", gguf="m.gguf", gguf_type="Q4_1") == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "flags", "dtype"),
+    [(None, {"avx2"}, "float32"), (None, {"avx512f"}, "float32"), (None, {"avx512f", "avx512_bf16"}, "bfloat16"), ("awq", {"avx512f"}, "bfloat16"), ("fp8", {"avx2"}, "float32")],
+)
+def test_vllm_computes_in_a_type_that_the_cpu_and_the_weights_have(monkeypatch: pytest.MonkeyPatch, layout: str | None, flags: set[str], dtype: str) -> None:
+    adapter = backends.load("vllm")
+    monkeypatch.setattr(adapter, "cpu_flags", lambda: flags)
+    facts = {"hf": "hf"} | ({"layout": layout} if layout else {})
+    engine = Manifest("build", "k", {}, "/e", "/e", [], facts)
+    argv = adapter.command(dataclasses.replace(serve("vllm"), engine=engine)).argv
+
+    assert argv[argv.index("--dtype") + 1] == dtype
+
+
+@pytest.mark.parametrize("layout", ["awq", "compressed-tensors"])
+def test_vllm_refuses_four_bits_on_a_cpu_that_cannot_multiply_them(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    adapter = backends.load("vllm")
+    monkeypatch.setattr(adapter, "cpu_flags", lambda: {"avx2"})
+    engine = Manifest("build", "k", {}, "/e", "/e", [], {"hf": "hf", "layout": layout})
+
+    with pytest.raises(Failure, match=f"layout {layout}.*AVX-512") as refused:
+        adapter.command(dataclasses.replace(serve("vllm"), engine=engine))
+    assert refused.value.kind == "unsupported"
