@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import pytest
 import backends
 from loadgen.wire import frames
 from manifest import Manifest
+from metrics import quality
 from metrics.stream import event
 from runtime import Launch, check, process
 from serving import until_ready
+from test_methods import autoawq_without_the_remedy
 
 
 def snakemake(product: Path, *arguments: str) -> str:
@@ -47,6 +50,12 @@ def test_the_default_measures_three_real_backends(product: Path) -> None:
     assert "Nothing to be done" in snakemake(product, "report")
     page = (product / "results/report.html").read_text()
     assert "dequantized" in page, "the report says what the weights are"
+    # All three serve the numbers of the package: what Transformers says of them in 32 bits they say as well.
+    for row in rows:
+        assert abs(float(row["perplexity_change_percent"])) < 1, row
+        assert float(row["perplexity_change_percent_low"]) <= float(row["perplexity_change_percent"]) <= float(row["perplexity_change_percent_high"])
+        assert row["comparable"] == "True"
+        assert int(row["answers_identical"]) >= (10 if row["backend"] == "vllm" else 1), row
 
 
 def ask(url: str, body: dict[str, Any] | bytes) -> tuple[int, bytes]:
@@ -118,3 +127,164 @@ def test_a_real_gguf_is_requantized_and_served(product: Path) -> None:
     assert row["outcome"] == "measured"
     assert row["weights"] == "GGUF Q8_0, from GGUF Q4_1"
     assert row["answers_broken"] == "False"
+
+
+def planned(product: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a run would do now: rule -> count."""
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", snakemake(product, "--dry-run", "report", *arguments), re.MULTILINE) if name != "total"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "jobs"),
+    [
+        ("scripts/metrics/quality.py", "if n < 3", "if n < 4", {"assess": 3, "report": 1}),
+        ("scripts/probe.py", "AT_ONCE = 4", "AT_ONCE = 2", {"probe": 3, "assess": 3, "report": 1}),
+        ("scripts/checkpoints/reference_answers.py", ".float()", ".double()", {"reference": 1, "assess": 3, "report": 1}),
+        ("config.yaml", "answer_tokens: 32", "answer_tokens: 31", {"reference": 1, "probe": 3, "assess": 3, "report": 1}),
+        ("config.yaml", "perplexity_percent: 5", "perplexity_percent: 6", {"report": 1}),
+    ],
+)
+def test_what_reruns_of_the_judgement(product: Path, file: str, old: str, new: str, jobs: dict[str, int]) -> None:
+    path = product / file
+    before = path.read_text()
+    assert old in before, f"{file} has no {old!r} any more: mend this table"
+    path.write_text(before.replace(old, new, 1))
+    try:
+        assert planned(product) == jobs
+    finally:
+        path.write_text(before)
+    assert planned(product) == {}
+
+
+def judged(product: Path, tmp_path: Path, backend: str, engine: Manifest) -> dict[str, Any]:
+    """What probe and assess say of another engine of a backend, after the run above."""
+    served = product / f"results/probe/smollm2-135m-instruct/none/{backend}/probe.json"
+    engine.save(tmp_path / "engine.json")
+    model = str(product / "results/download/smollm2-135m-instruct.json")
+    inputs = ["--engine", str(tmp_path / "engine.json"), "--environment", str(product / f"results/environment/{backend}.json"), "--model", model]
+    inputs += ["--texts", str(product / "results/texts/smollm2-135m-instruct/evaluation.json")]
+    told = ["--log", str(tmp_path / "probe.log"), "--output", str(tmp_path / "probe.json")]
+    spec = json.dumps(json.loads(served.read_text())["spec"])
+    subprocess.run([sys.executable, str(product / "scripts/probe.py"), "--spec", spec, *inputs, *told], check=True)
+    reference = str(product / "results/reference/smollm2-135m-instruct.json")
+    inputs = ["--probe", str(tmp_path / "probe.json"), "--reference", reference, "--model", model, "--output", str(tmp_path / "quality.json")]
+    subprocess.run([sys.executable, str(product / "scripts/assess.py"), "--spec", "{}", *inputs], check=True)
+    found: dict[str, Any] = json.loads((tmp_path / "quality.json").read_text())
+    assert found["failure"] is None, found
+    return found
+
+
+LIMITS = {"perplexity_percent": 5.0, "common_prefix_tokens": 0}
+
+
+@pytest.mark.slow
+def test_the_lossy_reading_of_a_q4_1_gguf_is_caught(product: Path, tmp_path: Path) -> None:
+    """OpenVINO given the package's Q4_1 as it is, without the build that writes it in 16 bits: a quarter worse, at full speed."""
+    model = Manifest.load(product / "results/download/smollm2-135m-instruct.json")
+    found = judged(product, tmp_path, "openvino", Manifest("build", "k", {}, "", model.path, model.files, {"gguf": model.facts["gguf"], "form": "GGUF Q4_1"}))
+
+    low, high = found["perplexity_change"]["interval"]
+    assert 15 < low < found["perplexity_change"]["percent"] < high < 40
+    assert quality.verdict(found, LIMITS)
+
+
+@pytest.mark.slow
+def test_the_model_that_autoawq_breaks_on_a_cpu_is_caught(product: Path, tmp_path: Path, converter: str) -> None:
+    """AutoAWQ as it is published, its numbers written out in 16 bits so that vLLM serves them on any CPU."""
+    model = Manifest.load(product / "results/download/smollm2-135m-instruct.json")
+    (tmp_path / "samples.json").write_text(json.dumps([list(range(start, start + 32)) for start in range(1000, 5000, 1000)]))
+    asked = {"bits": 4, "group_size": 64, "clip": False, "seed": 1, "trust_remote_code": False}
+    autoawq_without_the_remedy(model.file("hf"), tmp_path / "awq", tmp_path / "samples.json", asked)
+    subprocess.run([converter, "-c", WRITTEN_OUT, str(tmp_path / "awq"), str(model.file("hf")), str(tmp_path / "plain")], check=True)
+    found = judged(product, tmp_path, "vllm", Manifest("build", "k", {}, "", str(tmp_path / "plain"), [], {"hf": ".", "form": "broken"}))
+
+    assert found["perplexity"]["value"] > 1000
+    assert found["agreement"]["identical"] == 0
+    [reason] = quality.verdict(found, LIMITS)
+    assert "perplexity lies" in reason
+
+
+# The layout of AutoAWQ's GEMM form: eight 4-bit numbers an int32, in the order 0 4 1 5 2 6 3 7; weight = (number - zero point) * scale.
+WRITTEN_OUT = """
+import json, pathlib, shutil, sys, torch
+from safetensors.torch import load_file, save_file
+source, model, target = map(pathlib.Path, sys.argv[1:])
+group = json.loads((source / "config.json").read_text())["quantization_config"]["group_size"]
+tensors = load_file(source / "model.safetensors")
+def unpacked(packed):
+    return torch.stack([(packed >> 4 * place) & 15 for place in (0, 4, 1, 5, 2, 6, 3, 7)], -1).flatten(1).float()
+plain = {}
+for name, tensor in tensors.items():
+    base = name.removesuffix(".qweight")
+    if base != name:
+        zeros, scales = (part.repeat_interleave(group, 0) for part in (unpacked(tensors[base + ".qzeros"]), tensors[base + ".scales"].float()))
+        plain[base + ".weight"] = ((unpacked(tensor) - zeros) * scales).T.contiguous().bfloat16()
+    elif not name.endswith((".qzeros", ".scales")):
+        plain[name] = tensor.bfloat16()
+shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.safetensors"))
+save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
+"""
+
+
+@pytest.mark.slow
+def test_awq_is_made_served_and_judged(product: Path) -> None:
+    """llm-compressor's AWQ of the real model, by Transformers on any CPU, by vLLM on one with AVX-512; OpenVINO's own four bits beside it;
+    a task of lm-evaluation-harness on those that tell probabilities."""
+    (product / "awq.yaml").write_text(AWQ)
+    snakemake(product, "report", "--configfile", "awq.yaml")
+    with (product / "results-awq/summary.csv").open() as source:
+        rows = {row["backend"]: row for row in csv.DictReader(source)}
+
+    able = "avx512f" in Path("/proc/cpuinfo").read_text().split()
+    assert {name: row["outcome"] for name, row in rows.items()} == {"openvino": "measured", "transformers": "measured", "vllm": "measured" if able else "unsupported"}
+    assert "4-bit AWQ by llm-compressor (groups of 64, asymmetric)" in rows["transformers"]["weights"]
+    assert int(rows["transformers"]["answers_compared"]) == 12
+    assert float(rows["transformers"]["common_prefix_tokens"]) > 3
+    assert rows["transformers"]["perplexity"] == "", "its API does not tell"
+    for row in (rows["openvino"], *([rows["vllm"]] if able else [])):
+        assert 5 < float(row["perplexity_change_percent"]) < 30
+        assert row["comparable"] == "False"
+        assert row["answers_broken"] == "False"
+    manifest = Manifest.load(product / "results-awq/quantize/smollm2-135m-instruct/awq.json")
+    assert manifest.peak_memory_bytes > 1e9
+    assert manifest.facts["calibration"] == {"count": 8, "length": 64, "seed": 20240605}
+    told = json.loads((product / "results-awq/assess/smollm2-135m-instruct/int4/openvino/quality.json").read_text())["tasks"]["showdown_facts"]
+    assert told["items"] == 40
+    assert told["acc,none"] > 0.4, "one in four by chance"
+    page = (product / "results-awq/report.html").read_text()
+    assert "speed, and what is left of the model" in page
+    assert "not comparable" in page
+
+
+AWQ = """
+results: results-awq
+backends:
+  - {name: openvino, quantizations: [int4]}
+  - {name: vllm, quantizations: [awq]}
+  - {name: transformers, quantizations: [awq]}
+quantizations:
+  - {name: int4, method: openvino, group_size: 64, symmetric: true}
+  - name: awq
+    method: llmcompressor
+    group_size: 64
+    grid: 3
+    calibration: {samples: 8, sequence_length: 64, prompts: {source: file, path: prompts/showdown.jsonl}}
+concurrencies: [1]
+load: {ramp_s: 0, window_s: 8, warmup_requests: 1}
+evaluation:
+  tasks: {names: [showdown_facts], path: prompts/tasks, limit: 40}
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_does_not_exist_is_told_before_a_server_starts(product: Path) -> None:
+    (product / "task.yaml").write_text(AWQ.replace("results-awq", "results-task").replace("[showdown_facts]", "[showdown_fcats]"))
+    target = "results-task/probe/smollm2-135m-instruct/int4/openvino/probe.json"
+    snakemake(product, target, "--configfile", "task.yaml")
+    failure = json.loads((product / target).read_text())["failure"]
+
+    assert failure["kind"] == "no_task"
+    assert "does not know all of showdown_fcats" in failure["reason"]
+    assert "evaluation.tasks.names" in failure["remedy"]
+    assert not list((product / "results-task/logs").rglob("server.log"))
