@@ -12,6 +12,7 @@ import command
 import job
 import runtime
 import telemetry
+from download import gguf_type
 from failure import Failure
 from manifest import Manifest
 from runtime import Launch, Mount
@@ -84,9 +85,11 @@ def main() -> None:
         told: dict[str, Any] = {name: weights.facts[name] for name in ("origin", "random") if name in weights.facts}
         quantization = args.spec["quantization"]
         made_of = f"{quantization['type']} of " if quantization["method"] in adapter.METHODS else ""
+        ggufs = sorted(folder.glob("*.gguf"))
+        kind = f"GGUF {gguf_type(ggufs[0])}, from" if ggufs else f"{backend.adapter} engine,"
         return {
             "engine": ".",
-            "form": f"{backend.adapter} engine, {made_of}{weights.facts[f'{form}_form']}",
+            "form": f"{kind} {made_of}{weights.facts[f'{form}_form']}",
             "gpu": [gpu["name"] for gpu in gpus],
             "peak_memory_bytes": peak,
             **told,

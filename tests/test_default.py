@@ -49,6 +49,7 @@ def test_the_default_measures_three_real_backends(product: Path) -> None:
     assert len({row["output_token_throughput"] for row in rows}) == 6
     assert "Nothing to be done" in snakemake(product, "report")
     page = (product / "results/report.html").read_text()
+    assert {row["weights"] for row in rows} == {"GGUF Q4_1", "GGUF F16, from GGUF Q4_1", "bfloat16 safetensors, dequantized from GGUF Q4_1"}
     assert "dequantized" in page, "the report says what the weights are"
     # All three serve the numbers of the package: what Transformers says of them in 32 bits they say as well.
     for row in rows:
