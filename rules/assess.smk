@@ -18,6 +18,8 @@ rule reference:
     log:
         "<results>/logs/reference/{model}.log",
     threads: workflow.cores
+    resources:
+        gpu=int(plan.experiment.server.device == "gpu"),
     params:
         spec=lambda w: plan.reference(w.model).spec,
         code=lambda w: plan.reference(w.model).code,

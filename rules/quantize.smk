@@ -45,6 +45,12 @@ rule quantize:
         "<results>/quantize/{model}/{quantization}.json",
     log:
         "<results>/logs/quantize/{model}/{quantization}.log",
+    threads: lambda w: workflow.cores if plan.quantizer(w.quantization) else 1
+    resources:
+        gpu=lambda w: int(
+            bool(plan.quantizer(w.quantization))
+            and plan.experiment.server.device == "gpu"
+        ),
     params:
         spec=lambda w: plan.quantize(w.model, w.quantization).spec,
         code=lambda w: plan.quantize(w.model, w.quantization).code,

@@ -465,7 +465,7 @@ def _quantization(entry: dict[str, Any], seed: int, pin: Pin) -> Quantization:
         fields.setdefault("seed", seed)
     if method and method.environment:
         python = entry.get("python")
-        own = Environment(f"{entry['name']}.python", "interpreter", interpreter=str(Path(python).expanduser())) if python else environment(method.environment)
+        own = Environment(f"{entry['name']}.python", "interpreter", interpreter=str(Path(python).expanduser()), env=entry["env"]) if python else environment(method.environment)
         fields["environment"] = own
     return Quantization(**fields)
 

@@ -70,7 +70,7 @@ def by_program(quantization: Quantization, model: Manifest, folder: Path, sample
     argv = COMMANDS[quantization.method](python, source, folder, samples.file("samples") if samples else None, asked)
     log.info("%s: %s", quantization.name, " ".join(argv[:6]))
     with tempfile.TemporaryDirectory() as scratch:
-        env = KEEP_MEMORY | OFFLINE | {"HF_HOME": scratch}
+        env = KEEP_MEMORY | OFFLINE | {"HF_HOME": scratch} | quantization.env
         peak = command.run(Launch(argv, env, log_file, Path(scratch)), "process", "quantize_failed")
     method = METHODS[quantization.method]
     form = "openvino" if quantization.layout == "openvino" else "hf"

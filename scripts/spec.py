@@ -130,6 +130,7 @@ class Quantization:
     seed: int | None = None
     calibration: Calibration | None = None
     environment: Environment | None = None
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

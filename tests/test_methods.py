@@ -89,7 +89,7 @@ def test_a_method_makes_its_layout_and_the_same_bytes_twice_where_it_says_so(met
 
 @pytest.mark.slow
 def test_groups_that_do_not_fit_are_refused_before_the_program_starts(small: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="Groups of 96 do not divide the (128|256) inputs"):
+    with pytest.raises(Failure, match=r"Groups of 96 do not divide the (128|256) inputs"):
         made("llmcompressor", small, tmp_path / "x", group_size=96)
     assert not (tmp_path / "x/program.log").exists()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pynvml
 import pytest
 
@@ -55,3 +57,13 @@ def test_a_host_without_gpus_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert telemetry.gpu_kind() is None
     with pytest.raises(Failure, match="this host has 0"):
         telemetry.allocated(1)
+
+
+def test_free_memory_is_the_hosts_or_the_groups_whichever_is_less(tmp_path: Path) -> None:
+    host = telemetry.free_memory(tmp_path)
+    assert 0 < host <= psutil.virtual_memory().total
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert telemetry.free_memory(tmp_path) == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert telemetry.free_memory(tmp_path) > 600_000, "a group without a limit"
