@@ -160,6 +160,8 @@ def _schema_problems(config: dict[str, Any]) -> Iterator[str]:
 
 def _explain(error: ValidationError, schema: Any) -> str:
     """One line for one schema violation: the key, what is wrong, what would be right."""
+    if error.validator == "anyOf" and error.context:  # this or null: what is wrong with it as this
+        return _explain(min((inner for inner in error.context if inner.schema_path[0] == 0), key=lambda inner: inner.validator == "unevaluatedProperties"), schema)
     key = error.json_path.removeprefix("$").removeprefix(".") or "(top level)"
     assert isinstance(error.schema, dict)
     if error.validator in ("additionalProperties", "unevaluatedProperties"):

@@ -135,7 +135,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks of lm-evaluation-harness: their names, of each the first `limit` items in the order of the seed, examples before
+    """Tasks of lm-evaluation-harness: their names, of each the first `limit` items, solved examples before
     each, and the folder of local ones with its identity."""
 
     names: tuple[str, ...]

@@ -97,6 +97,8 @@ BAD = [
     ),
     ("evaluation.text.path", "nowhere.jsonl", "evaluation.text.path: there is no file nowhere.jsonl"),
     ("evaluation.prompts", {"source": "trace", "path": "prompts/showdown.jsonl", "layout": "azure"}, "evaluation.prompts.source: a trace holds no texts"),
+    ("evaluation.text.pth", "x", "evaluation.text: unknown key 'pth'; did you mean 'path'?"),
+    ("evaluation.prompts.source", "torrent", "evaluation.prompts.source: 'torrent' is not one of ['file', 'hub', 'trace']"),
     ("evaluation.tasks", {"names": ["x"], "path": "nowhere"}, "evaluation.tasks.path: there is no folder nowhere with tasks"),
     ("evaluation.tasks", {"names": ["../x"]}, "evaluation.tasks.names[0]: '../x' does not match"),
     ("evaluation.perplexity", 5, "evaluation: unknown key 'perplexity'; did you mean 'perplexity_percent'?"),
