@@ -73,15 +73,16 @@ def flaws(answer: Answer, forced: bool = False) -> list[str]:
 
 
 def evaluate(answers: list[Answer], forced: bool = False) -> dict[str, Any]:
-    """Shares of flawed answers with their interval, and whether so many are that the cell's speed means nothing."""
+    """Shares of flawed answers with their interval, and whether so many are, beyond chance, that the cell's speed means nothing."""
     each = [flaws(answer, forced) for answer in answers]
     broken, n = sum(map(bool, each)), len(answers)
+    interval = share_interval(broken, n)
     return {
         "answers": n,
         "flaws": dict(Counter(flaw for found in each for flaw in found)),
         "flawed_share": broken / n if n else None,
-        "flawed_interval": share_interval(broken, n),
-        "broken": n > 0 and broken / n > BROKEN_SHARE,
+        "flawed_interval": interval,
+        "broken": interval is not None and interval[0] > BROKEN_SHARE,
         "examples": [answer.text for answer in answers[:EXAMPLES]],
     }
 

@@ -239,12 +239,12 @@ def test_awq_is_made_served_and_judged(product: Path) -> None:
 
     able = "avx512f" in Path("/proc/cpuinfo").read_text().split()
     assert {name: row["outcome"] for name, row in rows.items()} == {"openvino": "measured", "transformers": "measured", "vllm": "measured" if able else "unsupported"}
-    assert "4-bit AWQ by llm-compressor (groups of 64, asymmetric)" in rows["transformers"]["weights"]
+    assert "4-bit AWQ by llm-compressor (groups of 64, symmetric)" in rows["transformers"]["weights"]
     assert int(rows["transformers"]["answers_compared"]) == 12
     assert float(rows["transformers"]["common_prefix_tokens"]) > 3
     assert rows["transformers"]["perplexity"] == "", "its API does not tell"
     for row in (rows["openvino"], *([rows["vllm"]] if able else [])):
-        assert 5 < float(row["perplexity_change_percent"]) < 30
+        assert 5 < float(row["perplexity_change_percent"]) < 60
         assert row["comparable"] == "False"
         assert row["answers_broken"] == "False"
     manifest = Manifest.load(product / "results-awq/quantize/smollm2-135m-instruct/awq.json")
@@ -269,6 +269,7 @@ quantizations:
   - name: awq
     method: llmcompressor
     group_size: 64
+    symmetric: true
     grid: 3
     calibration: {samples: 8, sequence_length: 64, prompts: {source: file, path: prompts/showdown.jsonl}}
 concurrencies: [1]
