@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import backends
 import fingerprint
 import runtime
 import store
@@ -164,11 +165,13 @@ class Plan:
     def build(self, model: str, quantization: str, backend: str) -> Job:
         """Where there is something to build, all that the engine is made for: sizes, and the GPU by name and compute capability."""
         made, server = self.experiment.backends[backend], self.experiment.server
+        # What a build of a GGUF may run (OpenVINO's does); others have nothing to do with it.
+        programs = ["checkpoints/requantize.py"] if made.builds and "gguf" in backends.load(made.adapter).WEIGHTS else []
         spec = {"weights": self.quantize(model, quantization).key, "backend": made}
         if made.builds:
             spec |= {"quantization": self.experiment.quantizations[quantization], "server": {name: getattr(server, name) for name in BUILT_FOR}, "gpu": telemetry.gpu_kind()}
             spec |= {"trust_remote_code": self.experiment.models[model].weights.trust_remote_code}
-        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.made_by("build.py") + self.code(*self.adapter(backend)))
+        return Job(self.results / f"build/{model}/{quantization}/{backend}.json", to_json(spec), self.made_by("build.py", *programs) + self.code(*self.adapter(backend)))
 
     def runtime(self, backend: str) -> list[str]:
         """The file of what starts a backend, which measure finds by name."""
