@@ -12,7 +12,7 @@ import command
 import job
 import runtime
 import telemetry
-from download import gguf_type
+from download import CHECKPOINTS, gguf_type
 from failure import Failure
 from manifest import Manifest
 from runtime import Launch, Mount
@@ -20,7 +20,6 @@ from spec import Backend, from_json
 
 log = logging.getLogger(__name__)
 WEIGHTS_AT, ENGINE_AT, PROGRAMS_AT = "/weights", "/engine", "/programs"
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def steps(backend: Backend, weights: Manifest, environment: Manifest, spec: dict[str, Any], folder: Path) -> tuple[list[backends.Command], tuple[Mount, ...]]:

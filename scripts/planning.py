@@ -255,9 +255,10 @@ class Plan:
         for served in self.experiment.evaluated():
             job = self.probe(served.model.name, served.quantization.name, served.backend.name)
             failure = json.loads(job.path.read_text())["failure"] if job.path.exists() else None
-            if failure and RETRIED[failure["kind"]]:
-                job.redo(failure["reason"])
-            if not job.settled or (failure and RETRIED[failure["kind"]]):
+            reason = failure["reason"] if failure and RETRIED[failure["kind"]] else None
+            if reason:
+                job.redo(reason)
+            if reason or not job.settled:
                 needed |= {made.path: made for made in self.prepared_to_judge(served)}
         for made in needed.values():
             if made.settled:

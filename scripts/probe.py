@@ -139,16 +139,16 @@ def probe(served: Served, args: Any, result: dict[str, Any]) -> None:
     engine, environment = (job.usable(Manifest.load(path)) for path in (args.engine, args.environment))
     texts = job.usable(Manifest.load(args.texts)) if args.texts else None
     adapter = backends.load(served.backend.adapter)
-    tasks: Tasks | None = from_json(Tasks, args.spec.get("tasks"))
-    asks = bool(tasks and adapter.LIKELIHOOD and adapter.LIKELIHOOD.harness)
+    scored = adapter.LIKELIHOOD is not None and adapter.LIKELIHOOD.harness
+    tasks: Tasks | None = from_json(Tasks, args.spec.get("tasks")) if scored else None
     python = job.usable(Manifest.load(args.harness)).facts["python"] if args.harness else ""
     ready = serving.prepare(served, engine, environment, args.spec["engine"], args.log.with_name("server.log"), f"probe {served.path}")
     result |= {"form": engine.facts["form"], **ready.facts}
-    if tasks and asks:
+    if tasks:
         see_tasks(python, tasks, args.log.with_name("tasks.log"))
     with serving.started(ready) as server:
         result |= asyncio.run(ask(ready, server, texts, args.spec["answer_tokens"]))
-        if tasks and asks:
+        if tasks:
             result["tasks"] = score(python, tasks, ready, job.usable(Manifest.load(args.model)).file("tokenizer"), args.log.with_name("tasks.log"))
 
 

@@ -89,12 +89,9 @@ def by_program(quantization: Quantization, model: Manifest, folder: Path, sample
     }
 
 
-def llmcompressor(python: str, source: Path, folder: Path, samples: Path | None, asked: dict[str, Any]) -> list[str]:
-    return [python, str(CHECKPOINTS / "quantize_llmcompressor.py"), str(source), str(folder), str(samples), json.dumps(asked)]
-
-
-def autoawq(python: str, source: Path, folder: Path, samples: Path | None, asked: dict[str, Any]) -> list[str]:
-    return [python, str(CHECKPOINTS / "quantize_autoawq.py"), str(source), str(folder), str(samples), json.dumps(asked)]
+def our_program(name: str) -> Callable[[str, Path, Path, Path | None, dict[str, Any]], list[str]]:
+    """The command of one of our own programs in scripts/checkpoints."""
+    return lambda python, source, folder, samples, asked: [python, str(CHECKPOINTS / name), str(source), str(folder), str(samples), json.dumps(asked)]
 
 
 def lmdeploy(python: str, source: Path, folder: Path, _samples: Path | None, asked: dict[str, Any]) -> list[str]:
@@ -114,8 +111,8 @@ def openvino(python: str, source: Path, folder: Path, _samples: Path | None, ask
 
 
 COMMANDS: dict[str, Callable[[str, Path, Path, Path | None, dict[str, Any]], list[str]]] = {
-    "llmcompressor": llmcompressor,
-    "autoawq": autoawq,
+    "llmcompressor": our_program("quantize_llmcompressor.py"),
+    "autoawq": our_program("quantize_autoawq.py"),
     "lmdeploy": lmdeploy,
     "openvino": openvino,
 }
@@ -175,7 +172,7 @@ def main() -> None:
     model = Manifest.load(args.model)
     samples, environment = (Manifest.load(path) if path else None for path in (args.samples, args.environment))
     quantization: Quantization = from_json(Quantization, args.spec["quantization"])
-    log_file = args.log.with_suffix(".program.log") if args.log else Path(tempfile.gettempdir(), f"quantize-{quantization.name}.log")
+    log_file = args.log.with_suffix(".program.log")
 
     def make(folder: Path) -> dict[str, Any]:
         return quantize(quantization, model, folder, samples, environment, log_file)

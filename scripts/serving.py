@@ -35,7 +35,7 @@ MODEL_AT, PROGRAMS_AT, CACHE_AT, INNER_PORT = "/model", "/programs", "/compiled"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a server is started from, and `facts` of it for the record: command, threads, start, gpus, image, versions, form."""
+    """What a server is started from, and `facts` of it for the record: command, threads, start, gpus, image."""
 
     served: Served
     settings: backends.Serve
