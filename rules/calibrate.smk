@@ -1,20 +1,21 @@
 rule calibrate:
-    """The client against a server that does no work: the error of its times, and its ceiling. Alone on its machine, as a cell is.
+    """The client against a server that does no work: the error of its times, and its ceiling. Alone on its machine.
 
-    OUTPUTS: client.json: the error at several numbers of streams, reads and requests a second at most
+    OUTPUT: the error at several numbers of streams, reads and requests a second at most
     """
+    input:
+        inputs("calibrate"),
     output:
-        "<results>/calibrate/client.json",
+        result("calibrate"),
     log:
-        "<results>/logs/calibrate.log",
-    priority: 1
+        log_of("calibrate"),
+    priority: priority("calibrate")
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        spec=plan.calibrate().spec,
-        code=plan.calibrate().code,
+        spec=spec("calibrate"),
     message:
         "Calibrating the client against a server that does no work"
     shell:
-        'python "$scripts"/calibrate.py --spec {params.spec:q} --code {params.code} --log {log:q} --output {output:q}'
+        'python "$scripts"/calibrate.py --spec {params.spec:q} --log {log:q} --output {output:q}'

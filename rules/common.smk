@@ -1,4 +1,4 @@
-"""Reads the configuration, once, and gives the rules their words: the plan, paths, the shell's surroundings."""
+"""Reads the configuration, once, and gives the rules their words: paths, inputs, the shell's environment."""
 
 import os
 import shlex
@@ -8,9 +8,9 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import experiment
-import planning
-from spec import to_json
+from config import experiment, pins, schema
+from config import plan as planning
+from pipeline.failure import Failure
 
 # The embedded one, then those of the command line: the last of them is the experiment.
 config_files = [
@@ -20,15 +20,9 @@ config_files = [
 
 
 def pin(kind, name, revision):
-    """What a branch or tag is locked to; the clients that ask are only loaded where one is used.
-
-    A dry run plans with the word itself where nobody can be asked.
-    """
-    import lock
-    from failure import Failure
-
+    """What a branch or tag is pinned to. A dry run plans with the word itself where nobody can be asked."""
     try:
-        return lock.pin(lock.path_of(config_files[-1]), kind, name, revision)
+        return lock.pin(kind, name, revision)
     except Failure as error:
         if not workflow.output_settings.dryrun:
             raise
@@ -39,32 +33,81 @@ def pin(kind, name, revision):
         return revision
 
 
-plan = planning.Plan(experiment.load(config, config_files[-1], pin), SCRIPTS)
-CELL = "{model}/{quantization}/{backend}/{workload}/{offered}/t{trial}"
-SERVED = "{model}/{quantization}/{backend}"
+try:
+    for file in config_files:
+        for problem in schema.repeated_keys(Path(file)):
+            raise experiment.ConfigError(f"{file}: {problem}")
+    lock = pins.Pins(pins.path_of(config_files[-1]))
+    plan = planning.Plan(
+        experiment.load(config, config_files[-1], pin),
+        SCRIPTS,
+        config_files,
+        again=workflow.is_main_process,
+    )
+except (experiment.ConfigError, Failure) as error:
+    from snakemake.exceptions import WorkflowError
+
+    raise WorkflowError(str(error)) from None
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
-# rather than through params: where the store is, where else to look for packages.
-surroundings = {
+# rather than through a specification: where the store is, where else to look for packages.
+shell_environment = {
     "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     "scripts": str(SCRIPTS),
     "SHOWDOWN_STORE": config["store"] or os.environ.get("SHOWDOWN_STORE", ""),
     "SHOWDOWN_EXTRA_INDEX_URL": config["extra_index_url"] or "",
+    # No job outlives the Snakemake that started it.
+    "SHOWDOWN_PARENT": str(os.getpid()),
 }
 shell.prefix(
     "set -euo pipefail; export "
-    + " ".join(f"{k}={shlex.quote(v)}" for k, v in surroundings.items())
+    + " ".join(f"{k}={shlex.quote(v)}" for k, v in shell_environment.items())
     + "; "
 )
 
 
-def upstream(job, *needed):
-    """What a job needs, as its input. A job whose own key stands is run again by none of it, however often that is made."""
-    return [ancient(str(n.path)) if job.settled else str(n.path) for n in needed]
+onstart:
+    # Not while planning, so that a dry run writes nothing.
+    lock.save()
+    plan.write_specs()
 
 
-if workflow.is_main_process:
-    plan.recheck()
+def job(stage, wildcards):
+    return plan.jobs[stage, planning.STAGES[stage].format(**wildcards)]
+
+
+def result(stage):
+    """The path of what a stage's job writes."""
+    return f"<results>/{stage}/{planning.STAGES[stage]}/{{id}}.json"
+
+
+def log_of(stage):
+    return f"<results>/logs/{stage}/{planning.STAGES[stage]}/{{id}}.log"
+
+
+def inputs(stage):
+    """What a stage's job reads, by name. All of it is ancient: keys in file names decide what reruns, never file time."""
+
+    def by_name(wildcards):
+        wanted = job(stage, wildcards)
+        results = {
+            name.replace(" ", "_"): [ancient(str(plan.files[one])) for one in needed]
+            for name, needed in wanted.inputs.items()
+        }
+        files = {name: ancient(path) for name, path in wanted.files.items()}
+        return results | files
+
+    return unpack(by_name)
+
+
+def spec(stage):
+    """The file that says what a stage's job is to make."""
+    path = f"{plan.folder}/specs/{stage}/{planning.STAGES[stage]}/{{id}}.json"
+    return lambda wildcards: path.format(**wildcards)
+
+
+def priority(stage):
+    return lambda wildcards: plan.priority(stage, job(stage, wildcards).name)
 
 
 pathvars:
@@ -72,11 +115,11 @@ pathvars:
 
 
 wildcard_constraints:
+    id=r"[0-9a-f]{20}(-\d+)?",
     environment=planning.any_of(plan.environments),
     model=planning.any_of(plan.experiment.models),
     quantization=planning.any_of(plan.experiment.quantizations),
     use=planning.any_of(plan.uses),
     backend=planning.any_of(plan.experiment.backends),
     workload=planning.any_of(plan.experiment.workloads),
-    offered=planning.any_of(plan.experiment.offered),
     trial=r"\d+",

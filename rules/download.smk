@@ -1,49 +1,40 @@
 rule download:
     """A model: weights, tokenizer, chat template, in each form that its source yields.
 
-    REQUIRED INPUTS: the environment that converts or makes the checkpoint, for sources that need one
-    OUTPUTS: manifest: forms of the model, files, hashes, where the bytes lie
+    INPUTS: the environment that converts or makes the checkpoint, for sources that need one; a local folder
+    OUTPUT: manifest: forms of the model, files, hashes, where the bytes lie
     """
     input:
-        environment=lambda w: upstream(
-            plan.download(w.model), *plan.converter_of(w.model)
-        ),
-        again=lambda w: plan.download(w.model).again,
+        inputs("download"),
     output:
-        "<results>/download/{model}.json",
+        result("download"),
     log:
-        "<results>/logs/download/{model}.log",
+        log_of("download"),
+    priority: priority("download")
     params:
-        spec=lambda w: plan.download(w.model).spec,
-        code=lambda w: plan.download(w.model).code,
+        spec=spec("download"),
     message:
         "Fetching the model {wildcards.model}"
     shell:
-        'python "$scripts"/download.py --spec {params.spec:q} --code {params.code} --log {log:q} --output {output:q}'
-        " --environment {input.environment:q}"
+        'python "$scripts"/download.py --spec {params.spec:q} --log {log:q} --output {output:q}'
 
 
 rule prompts:
     """The prompts of a workload, chosen by the model's own token counts and the seed.
 
-    REQUIRED INPUTS: the model (its tokenizer), the file of prompts where they do not come from the hub
-    OUTPUTS: manifest: the chosen prompts, how many were offered, their lengths
+    INPUTS: the model (its tokenizer), the file of prompts where they do not come from the hub
+    OUTPUT: manifest: the chosen prompts, how many were offered, their lengths
     """
     input:
-        model=lambda w: upstream(
-            plan.prompts(w.model, w.workload), plan.download(w.model)
-        ),
-        source=lambda w: ancient(plan.prompt_file(w.workload)),
-        again=lambda w: plan.prompts(w.model, w.workload).again,
+        inputs("prompts"),
     output:
-        "<results>/prompts/{model}/{workload}.json",
+        result("prompts"),
     log:
-        "<results>/logs/prompts/{model}/{workload}.log",
+        log_of("prompts"),
+    priority: priority("prompts")
     params:
-        spec=lambda w: plan.prompts(w.model, w.workload).spec,
-        code=lambda w: plan.prompts(w.model, w.workload).code,
+        spec=spec("prompts"),
     message:
         "Choosing the prompts of {wildcards.workload}"
     shell:
-        'python "$scripts"/prompts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --source {input.source:q}'
-        " --log {log:q} --output {output:q}"
+        'python "$scripts"/prompts.py --spec {params.spec:q} --log {log:q} --output {output:q}'

@@ -1,17 +1,18 @@
 rule environment:
-    """A Python environment, installed from its hashed lock, once per lock in the store.
+    """What a backend or a method runs in: a Python environment from its hashed lock, or a container image.
 
-    REQUIRED INPUTS: envs/{environment}.txt, which the specification names by its hash
-    OUTPUTS: manifest: the interpreter's path, the installed versions
+    INPUTS: envs/{environment}.txt, which the specification names by its hash
+    OUTPUT: manifest: the interpreter's path, the installed versions; the image
     """
     input:
-        again=lambda w: plan.environment(w.environment).again,
+        inputs("environment"),
     output:
-        "<results>/environment/{environment}.json",
+        result("environment"),
     log:
-        "<results>/logs/environment/{environment}.log",
+        log_of("environment"),
+    priority: priority("environment")
     params:
-        spec=lambda w: plan.environment(w.environment).spec,
+        spec=spec("environment"),
     message:
         "Installing the environment of {wildcards.environment}"
     shell:

@@ -1,61 +1,43 @@
 rule texts:
     """The texts that a model is calibrated with or judged by, in its own tokens.
 
-    REQUIRED INPUTS: the model (its tokenizer), the files of the texts where they do not come from the hub
-    OUTPUTS: manifest: blocks of tokens, or passages and prompts
+    INPUTS: the model (its tokenizer), the files of the texts where they do not come from the hub
+    OUTPUT: manifest: blocks of tokens, or passages and prompts
     """
     input:
-        model=lambda w: upstream(plan.texts(w.model, w.use), plan.download(w.model)),
-        text=lambda w: ancient(plan.text_files(w.use)["text"]),
-        prompts=lambda w: ancient(plan.text_files(w.use)["prompts"]),
-        again=lambda w: plan.texts(w.model, w.use).again,
+        inputs("texts"),
     output:
-        "<results>/texts/{model}/{use}.json",
+        result("texts"),
     log:
-        "<results>/logs/texts/{model}/{use}.log",
+        log_of("texts"),
+    priority: priority("texts")
     params:
-        spec=lambda w: plan.texts(w.model, w.use).spec,
-        code=lambda w: plan.texts(w.model, w.use).code,
+        spec=spec("texts"),
     message:
         "Preparing the texts of {wildcards.model} for {wildcards.use}"
     shell:
-        'python "$scripts"/texts.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --text {input.text:q}'
-        " --prompts {input.prompts:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/texts.py --spec {params.spec:q} --log {log:q} --output {output:q}'
 
 
 rule quantize:
     """The weights of a model in one quantization.
 
-    REQUIRED INPUTS: the model; the calibration's blocks and the method's environment where it has them
-    OUTPUTS: manifest: the quantized weights, or the model itself for the method none
+    INPUTS: the model; the calibration's blocks and the method's environment where it has them
+    OUTPUT: manifest: the quantized weights, or the model itself for the method none
     """
     input:
-        model=lambda w: upstream(
-            plan.quantize(w.model, w.quantization), plan.download(w.model)
-        ),
-        samples=lambda w: upstream(
-            plan.quantize(w.model, w.quantization),
-            *plan.samples(w.model, w.quantization),
-        ),
-        environment=lambda w: upstream(
-            plan.quantize(w.model, w.quantization), *plan.quantizer(w.quantization)
-        ),
-        again=lambda w: plan.quantize(w.model, w.quantization).again,
+        inputs("quantize"),
     output:
-        "<results>/quantize/{model}/{quantization}.json",
+        result("quantize"),
     log:
-        "<results>/logs/quantize/{model}/{quantization}.log",
-    threads: lambda w: workflow.cores if plan.quantizer(w.quantization) else 1
+        log_of("quantize"),
+    priority: priority("quantize")
+    threads: lambda w: workflow.cores if plan.quantizes(w.quantization) else 1
     resources:
-        gpu=lambda w: int(
-            bool(plan.quantizer(w.quantization))
-            and plan.experiment.server.device == "gpu"
-        ),
+        gpu=lambda w: int(plan.quantizes(w.quantization) and plan.on_gpu),
     params:
-        spec=lambda w: plan.quantize(w.model, w.quantization).spec,
-        code=lambda w: plan.quantize(w.model, w.quantization).code,
+        spec=spec("quantize"),
     message:
         "Quantizing {wildcards.model}: {wildcards.quantization}"
     shell:
-        'python "$scripts"/quantize.py --spec {params.spec:q} --code {params.code} --model {input.model:q} --samples {input.samples:q}'
-        " --environment {input.environment:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/quantize.py --spec {params.spec:q} --log {log:q} --output {output:q}'

@@ -1,36 +1,26 @@
 localrules:
     report,
+    all,
 
 
 rule report:
     """Every cell into one page, one Markdown file and one table.
 
-    REQUIRED INPUTS: the summary of each cell, the quality of each served model, the template and style of the page
-    OUTPUTS: report.html (one file, no network), report.md, summary.csv
+    INPUTS: the summaries of each session, the quality of each served model, the client's calibration
+    OUTPUTS: report.html (one file, no network), report.md, summary.csv, and what they were made of
     """
     input:
-        summaries=[
-            f"<results>/summarize/{cell.path}/summary.json"
-            for cell in plan.experiment.cells()
-        ],
-        qualities=[
-            f"<results>/assess/{served.path}/quality.json"
-            for served in plan.experiment.evaluated()
-        ],
-        pages=[
-            str(SCRIPTS.parent / "report" / name)
-            for name in ("report.html.j2", "report.md.j2", "style.css")
-        ],
+        inputs("report"),
     output:
         html="<results>/report.html",
         markdown="<results>/report.md",
         table="<results>/summary.csv",
+        made_of=str(plan.files[plan.report()]),
     log:
         "<results>/logs/report.log",
     params:
-        spec=to_json({"config": config, "config_files": config_files}),
-        code=plan.code("report.py", "../report/charts.py"),
+        spec=str(plan.spec_file(plan.report())),
     message:
         "Rendering {output.html}"
     shell:
-        'python "$scripts"/report.py --spec {params.spec:q} --log {log:q} --output {output.html:q}'
+        'python "$scripts"/report.py --spec {params.spec:q} --log {log:q} --output {output.made_of:q}'

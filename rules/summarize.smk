@@ -1,23 +1,19 @@
 rule summarize:
-    """Records into metrics: per request, per five seconds, per cell.
+    """The records of a session into metrics: per request, per five seconds, per cell; the sanity of the answers.
 
-    REQUIRED INPUTS: the cell with its records, its evaluation, the model (its tokenizer), the client's calibration
-    OUTPUTS: summary.json: the cell and its windows; beside it requests.parquet, one row a request
+    INPUTS: the session, the model (its tokenizer), the client's calibration
+    OUTPUT: which summaries there are; beside it each cell's summary.json and requests.parquet
     """
     input:
-        cell=f"<results>/measure/{CELL}/cell.json",
-        evaluation=f"<results>/evaluate/{CELL}/evaluation.json",
-        calibration="<results>/calibrate/client.json",
-        model=lambda w: upstream(plan.download(w.model), plan.download(w.model)),
+        inputs("summarize"),
     output:
-        f"<results>/summarize/{CELL}/summary.json",
+        result("summarize"),
     log:
-        f"<results>/logs/summarize/{CELL}.log",
+        log_of("summarize"),
+    priority: priority("summarize")
     params:
-        spec=lambda w: to_json({"slo": config["slo"]}),
-        code=lambda w: plan.code("summarize.py"),
+        spec=spec("summarize"),
     message:
-        "Summarizing {wildcards.backend} at {wildcards.offered}"
+        "Summarizing {wildcards.backend} ({wildcards.model}, {wildcards.quantization}), trial {wildcards.trial}"
     shell:
-        'python "$scripts"/summarize.py --spec {params.spec:q} --code {params.code} --cell {input.cell:q} --evaluation {input.evaluation:q}'
-        " --model {input.model:q} --calibration {input.calibration:q} --log {log:q} --output {output:q}"
+        'python "$scripts"/summarize.py --spec {params.spec:q} --log {log:q} --output {output:q}'

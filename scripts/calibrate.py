@@ -18,21 +18,22 @@ import numpy as np
 import pandas as pd
 import uvloop
 
-import job
-import store
-import telemetry
+from host.machine import describe_host
 from loadgen import conversation, drive, wire
+from loadgen.reader import read
 from loadgen.schedule import Shape
 from loadgen.worker import Job
-from manifest import write_json
-from metrics.records import read
-from metrics.statistics import percentile
+from metrics.intervals import percentile
+from pipeline import alone, results, stage
 
 log = logging.getLogger(__name__)
 # The pace at which errors are measured: that of a fast server, 50 tokens/s to each user.
 PACE: dict[str, float] = {"first_ms": 100, "gap_ms": 20, "tokens": 25}
 # What saturates the client: as many reads, or as many requests, as it can take.
-FLOODS: dict[str, dict[str, float]] = {"reads": {"first_ms": 0, "gap_ms": 0, "tokens": 1000}, "requests": {"first_ms": 0, "gap_ms": 0, "tokens": 1}}
+FLOODS: dict[str, dict[str, float]] = {
+    "reads": {"first_ms": 0, "gap_ms": 0, "tokens": 1000},
+    "requests": {"first_ms": 0, "gap_ms": 0, "tokens": 1},
+}
 FLOOD_STREAMS = 256
 RAMP_S = 0.5
 
@@ -40,7 +41,12 @@ RAMP_S = 0.5
 @contextmanager
 def null_server() -> Iterator[int]:
     """A server for the block; gives its port. It ends with its standard input, so with this process too."""
-    process = subprocess.Popen([sys.executable, "-m", "loadgen.null_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=drive.surroundings())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen.null_server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=drive.surroundings(),
+    )
     assert process.stdin and process.stdout
     try:
         yield int(process.stdout.readline())
@@ -50,17 +56,31 @@ def null_server() -> Iterator[int]:
         process.stdout.close()
 
 
-def loaded(port: int, streams: int, body: dict[str, float], seconds: float) -> tuple[pd.DataFrame, drive.Course]:
+def loaded(
+    port: int, streams: int, body: dict[str, float], seconds: float
+) -> tuple[pd.DataFrame, drive.Course]:
     """Records and course of one process with `streams` users against the server."""
 
     async def forever() -> None:
         await asyncio.Event().wait()
 
     shape = Shape(ramp_s=RAMP_S, window_s=seconds, users=streams)
-    work = Job("127.0.0.1", port, "/", timeout_s=60, shape=shape, seed=0, rest_s=0, warmup_requests=min(streams, 8), workers=1)
+    work = Job(
+        "127.0.0.1",
+        port,
+        "/",
+        timeout_s=60,
+        shape=shape,
+        seed=0,
+        rest_s=0,
+        warmup_requests=min(streams, 8),
+        workers=1,
+    )
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder, "records.arrow")
-        course = uvloop.run(drive.run(work, [[conversation.template(dict(body))]], records, lambda _: None, forever))
+        course = uvloop.run(
+            drive.run(work, [[conversation.template(dict(body))]], records, lambda _: None, forever)
+        )
         return read(records), course
 
 
@@ -73,7 +93,9 @@ def errors(records: pd.DataFrame) -> dict[str, Any]:
     for row in records[records.outcome == "complete"].itertuples():
         body, brought, _ = wire.body(row.wire, row.read_bytes)
         told = [(end, json.loads(data)) for end, data in wire.frames(body) if b"sent_ns" in data]
-        seen = np.asarray(row.read_ns)[np.searchsorted(np.cumsum(brought), [end for end, _ in told])]
+        seen = np.asarray(row.read_ns)[
+            np.searchsorted(np.cumsum(brought), [end for end, _ in told])
+        ]
         wrote = np.array([event["sent_ns"] for _, event in told])
         ttft.append(((seen[0] - row.sent_ns) - (wrote[0] - told[0][1]["arrived_ns"])) / 1e6)
         gap += (np.abs(np.diff(seen) - np.diff(wrote)) / 1e6).tolist()
@@ -81,7 +103,12 @@ def errors(records: pd.DataFrame) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    return {"n": len(values), "p50": percentile(values, 50), "p99": percentile(values, 99), "max": max(values, default=None)}
+    return {
+        "n": len(values),
+        "p50": percentile(values, 50),
+        "p99": percentile(values, 99),
+        "max": max(values, default=None),
+    }
 
 
 def rate(records: pd.DataFrame, course: drive.Course) -> float:
@@ -100,29 +127,50 @@ def calibrate(streams: list[int], seconds: float) -> dict[str, Any]:
     with null_server() as port:
         for number in streams:
             records, course = loaded(port, number, PACE, seconds)
-            step = {"streams": number, "reads_per_s": rate(records, course), "cpu_share": course.cpu_shares[0], "lag_ms": course.lag_ms, **errors(records)}
+            step = {
+                "streams": number,
+                "reads_per_s": rate(records, course),
+                "cpu_share": course.cpu_shares[0],
+                "lag_ms": course.lag_ms,
+                **errors(records),
+            }
             found["steps"].append(step)
-            log.info("%d streams: TTFT off by %s ms, gaps by %s ms (p50, p99)", number, *(shown(step[name]) for name in ("ttft_error_ms", "gap_error_ms")))
+            log.info(
+                "%d streams: TTFT off by %s ms, gaps by %s ms (p50, p99)",
+                number,
+                *(shown(step[name]) for name in ("ttft_error_ms", "gap_error_ms")),
+            )
         for name, body in FLOODS.items():
             records, course = loaded(port, FLOOD_STREAMS, body, seconds)
-            sent = records.sent_ns[(records.sent_ns >= course.window_start_ns) & (records.sent_ns < course.window_end_ns)]
-            reached = rate(records, course) if name == "reads" else len(sent) * 1e9 / (course.window_end_ns - course.window_start_ns)
+            sent = records.sent_ns[
+                (records.sent_ns >= course.window_start_ns)
+                & (records.sent_ns < course.window_end_ns)
+            ]
+            reached = (
+                rate(records, course)
+                if name == "reads"
+                else len(sent) * 1e9 / (course.window_end_ns - course.window_start_ns)
+            )
             found["ceiling"][name] = {"per_s": reached, "cpu_share": course.cpu_shares[0]}
-            log.info("ceiling: %.0f %s a second, at %.2f cores", reached, name, course.cpu_shares[0])
+            log.info(
+                "ceiling: %.0f %s a second, at %.2f cores", reached, name, course.cpu_shares[0]
+            )
     return found
 
 
 def shown(values: dict[str, Any]) -> str:
-    return " / ".join("-" if values[name] is None else f"{values[name]:.2f}" for name in ("p50", "p99"))
+    return " / ".join(
+        "-" if values[name] is None else f"{values[name]:.2f}" for name in ("p50", "p99")
+    )
 
 
 def main() -> None:
-    args = job.arguments(__doc__)
+    job = stage.task(__doc__)
     started = time.monotonic()
-    found = calibrate(args.spec["calibration"]["streams"], args.spec["calibration"]["step_s"])
-    result = {"key": store.key(args.spec, args.code), "spec": args.spec, "host": telemetry.host(), **found, "seconds": round(time.monotonic() - started, 1)}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.output, result)
+    with alone.on_machine("calibrates the client"):
+        found = calibrate(job.spec["calibration"]["streams"], job.spec["calibration"]["step_s"])
+    head = {"key": job.key, "spec": job.spec, "host": describe_host()}
+    results.write(job.output, head | found | {"seconds": round(time.monotonic() - started, 1)})
 
 
 if __name__ == "__main__":

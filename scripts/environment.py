@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import job
 import runtime
-from failure import Failure
-from spec import Environment, from_json
+from pipeline import stage
+from pipeline.failure import Failure
+from pipeline.spec import Environment, from_json
 
 log = logging.getLogger(__name__)
 LOCKS = Path(__file__).resolve().parent.parent / "envs"
@@ -44,12 +44,18 @@ def install(lock: Path, extra_index_url: str | None, folder: Path) -> dict[str, 
             tail,
         )
     installed = packages(python)
-    return {"python": str(python), "packages": installed, "versions": {name: installed[name] for name in asked(lock) if name in installed}}
+    return {
+        "python": str(python),
+        "packages": installed,
+        "versions": {name: installed[name] for name in asked(lock) if name in installed},
+    }
 
 
 def asked(lock: Path) -> list[str]:
     """The packages that a lock was made for: those its .in file names."""
-    return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", lock.with_suffix(".in").read_text(), re.MULTILINE)
+    return re.findall(
+        r"^([A-Za-z0-9][A-Za-z0-9._-]*)", lock.with_suffix(".in").read_text(), re.MULTILINE
+    )
 
 
 def pip(python: Path, lock: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
@@ -63,16 +69,32 @@ def pip(python: Path, lock: Path, options: list[str]) -> subprocess.CompletedPro
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(shares) as pool:
         parts = [Path(scratch, f"{number}.txt") for number in range(shares)]
         for number, part in enumerate(parts):
-            mine = [block for place, block in enumerate(blocks) if place % (2 * shares) in (number, 2 * shares - 1 - number)]
+            mine = [
+                block
+                for place, block in enumerate(blocks)
+                if place % (2 * shares) in (number, 2 * shares - 1 - number)
+            ]
             part.write_text("\n".join(mine) + "\n")
-        command = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-deps", "--require-hashes", *options]
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--require-hashes",
+            *options,
+        ]
         done = list(pool.map(lambda part: run([*command, "--requirement", str(part)]), parts))
     return next((one for one in done if one.returncode), done[0])
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             lines.append(line)
@@ -84,7 +106,15 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 def packages(python: Path, env: dict[str, str] | None = None) -> dict[str, str]:
     """Installed distributions and versions of an interpreter."""
     listing = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    return dict(sorted(json.loads(subprocess.check_output([str(python), "-c", listing], text=True, env=os.environ | (env or {}))).items()))
+    return dict(
+        sorted(
+            json.loads(
+                subprocess.check_output(
+                    [str(python), "-c", listing], text=True, env=os.environ | (env or {})
+                )
+            ).items()
+        )
+    )
 
 
 def make(environment: Environment, folder: Path) -> dict[str, Any]:
@@ -92,15 +122,17 @@ def make(environment: Environment, folder: Path) -> dict[str, Any]:
     if environment.runtime:
         return runtime.load(environment.runtime).prepare(environment, folder)
     if environment.lock:
-        return install(LOCKS / f"{environment.lock}.txt", os.environ.get("SHOWDOWN_EXTRA_INDEX_URL"), folder)
+        return install(
+            LOCKS / f"{environment.lock}.txt", os.environ.get("SHOWDOWN_EXTRA_INDEX_URL"), folder
+        )
     python = Path(str(environment.interpreter))
     return {"python": str(python), "packages": packages(python, environment.env), "versions": {}}
 
 
 def main() -> None:
-    args = job.arguments(__doc__)
-    environment: Environment = from_json(Environment, args.spec)
-    job.prepare(args, "environment", lambda folder: make(environment, folder), [], hashed=False)
+    job = stage.task(__doc__)
+    environment: Environment = from_json(Environment, job.spec)
+    stage.prepare(job, "environment", lambda folder: make(environment, folder), [], hashed=False)
 
 
 if __name__ == "__main__":

@@ -1,166 +1,349 @@
-"""Measure one cell: start its server, wait, warm up, load it, watch the machine, stop it.
+"""Measure one session: start a server once, run every load of every workload on it, ask the quality questions, stop it.
 
-Writes cell.json (the output) and beside it records.arrow, every request's raw facts. A classified failure is written
-into cell.json as the cell's outcome; the exit code is 0 all the same.
+Writes of each cell cell.json and records.arrow as the cell ends, quality.json, and last the session's own result. What
+stands of them from an earlier run is kept; when nothing is missing no server is started. A classified failure is the
+outcome of its cell; the exit code is 0 all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
 import time
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-import aiohttp
-import psutil
-import uvloop
-
 import backends
-import job
 import runtime
-import serving
-import store
-import telemetry
-from failure import Failure
-from loadgen import client, conversation, drive, record
-from loadgen.schedule import Shape
-from loadgen.worker import Job
-from manifest import Manifest, sha256, write_json
-from metrics.records import read
+from host.machine import describe_host
+from pipeline import alone, results, stage
+from pipeline.artifact import Manifest, Unreadable, read_json, write_json
+from pipeline.failure import RETRIED, Failure
+from pipeline.spec import Cell, Load, Offered, Served, Tasks, Workload, from_json, plain
+from pipeline.stage import Task
+from questions import tasks as harness
+from questions.ask import ask
 from runtime import Server
-from spec import Cell, from_json
+from runtime import cell as cells
+from runtime import server as servers
+from runtime.server import Prepared
 
 log = logging.getLogger(__name__)
-WATCH_S = 0.5
 RESERVE_BYTES = 32 << 10
+# Servers that die under load one after the other: so many are started again.
+RESTARTS = 2
 
 
-async def keep(url: str, target: Path) -> None:
-    """What the server's own metrics say at the end of the load, beside its log; it is asked once, so as not to disturb it."""
-    try:
-        async with aiohttp.ClientSession(trust_env=False, timeout=aiohttp.ClientTimeout(total=10)) as session, session.get(url) as response:
-            target.write_bytes(await response.read())
-    except (aiohttp.ClientError, TimeoutError) as error:
-        log.info("%s: %s", url, error)
+@dataclass(frozen=True)
+class Part:
+    """A cell of the session, or its quality questions (`cell` is None): its key, its file, and what it was asked with."""
+
+    name: str
+    key: str
+    file: Path
+    spec: dict[str, Any]
+    cell: Cell | None
 
 
-async def first_answer(work: Job, first: conversation.Template) -> float | None:
-    """Seconds that one request takes right after the server is ready: what a cold server costs its first user. None if it failed."""
-    probe = record.Record(0, 0, 0, 0, "probe", perf_counter_ns())
-    receiver = client.Receiver()
-    connection = client.Connection(receiver, work.host, work.port)
-    await connection.send(client.post(work.host, work.port, work.path, conversation.fill(first, [])), probe, work.timeout_s)
-    connection.close()
-    receiver.close()
-    if probe.outcome != "complete":
-        log.warning("the first request failed: %s: %s", probe.outcome, probe.error)
-        return None
-    assert probe.done_ns
-    return round((probe.done_ns - probe.scheduled_ns) / 1e9, 3)
+@dataclass
+class Start:
+    """One start of the server, as the cells measured on it tell of it; `before`: what ran on it already."""
+
+    number: int
+    started: str
+    ready_s: float
+    first_answer_s: float | None
+    compile_cache: str
+    before: list[str]
 
 
-def shape(cell: Cell, prompts: list[dict[str, Any]]) -> Shape:
-    """The load of a cell; Failure `no_prompts` where its trace is over before the window is."""
-    load, offered = cell.load, cell.offered
-    if offered.kind == "users":
-        return Shape(load.ramp_s, load.window_s, users=int(offered.value))
-    if offered.kind == "rate":
-        return Shape(load.ramp_s, load.window_s, rate=offered.value, arrivals=load.arrivals, burstiness=load.burstiness)
-    moments = tuple(prompt["at_s"] / offered.value for prompt in prompts)
-    if moments[-1] < load.ramp_s + load.window_s:
-        raise Failure(
-            "no_prompts",
-            f"The trace has {len(prompts)} requests that fit and is over after {moments[-1]:.0f} s at {offered.value:g} times its speed; ramp and window last {load.ramp_s + load.window_s:g} s.",
-            "Shorten load.window_s, lower the speed, raise the prompts' count, or widen their min_tokens and max_tokens.",
+class Session:
+    """What a session measures and where; the artefacts it reads are loaded once."""
+
+    def __init__(self, job: Task):
+        self.job, self.spec, self.folder = job, job.spec, job.output.parent
+        self.served: Served = from_json(Served, job.spec["served"])
+        self.trial: int = job.spec["trial"]
+        self.parts = list(parts_of(job))
+        self.host = describe_host()
+
+    @property
+    def path(self) -> str:
+        return f"{self.served.path}/t{self.trial}"
+
+    def prompts(self, workload: str) -> Manifest:
+        """Failure `not_prepared` if choosing them had failed."""
+        return stage.usable(self.job.manifest(f"prompts of {workload}"))
+
+    def rows(self, workload: str) -> list[dict[str, Any]]:
+        """The prompts of a workload, {turns, tokens, ...}."""
+        return [
+            json.loads(line)
+            for line in self.prompts(workload).file("prompts").read_text().splitlines()
+        ]
+
+
+def parts_of(job: Task) -> Iterator[Part]:
+    """The cells in the order in which they are measured, then the questions."""
+    spec, folder = job.spec, job.output.parent
+    served: Served = from_json(Served, spec["served"])
+    load: Load = from_json(Load, spec["load"])
+    for entry in spec["cells"]:
+        workload: Workload = from_json(Workload, spec["workloads"][entry["workload"]]["workload"])
+        offered: Offered = from_json(Offered, entry["offered"])
+        cell = Cell(
+            served.model,
+            served.quantization,
+            served.backend,
+            workload,
+            offered,
+            spec["trial"],
+            served.seed,
+            load,
+            served.server,
+            spec["isolation"],
         )
-    return Shape(load.ramp_s, load.window_s, arrivals_s=moments)
+        prompts = spec["workloads"][entry["workload"]]["prompts"]
+        identity = {"cell": plain(cell), "engine": spec["engine"], "prompts": prompts}
+        yield Part(
+            cell.load_path, entry["key"], folder / cell.load_path / "cell.json", identity, cell
+        )
+    if spec["questions"]:
+        yield Part(
+            "questions", spec["questions"]["key"], folder / "quality.json", spec["questions"], None
+        )
 
 
-def conversations(cell: Cell, prompts: list[dict[str, Any]], serve: backends.Serve) -> tuple[str, list[list[conversation.Template]]]:
-    """The path of the requests, and for each prompt the body of each of its turns, with slots for the answers before it."""
-    adapter, workload = backends.load(cell.backend.adapter), cell.workload
-    path, made = "", []
-    for prompt in prompts:
-        longest = min(workload.max_tokens, prompt.get("max_tokens", workload.max_tokens))
-        turns: list[conversation.Template] = []
-        earlier: list[str] = []
-        for turn, text in enumerate(prompt["turns"]):
-            ask = backends.Ask(text, tuple(earlier), workload.system_prompt, longest, workload.output_length == "forced", workload.temperature, cell.seed)
-            path, body = adapter.request(ask, serve)
-            turns.append(conversation.template(body))
-            earlier += [text, conversation.slot(turn)]
-        made.append(turns)
-    return path, made
-
-
-async def load(cell: Cell, server: Server, work: Job, asked: list[list[conversation.Template]], records: Path, gpus: list[dict[str, Any]]) -> dict[str, Any]:
-    """Wait for the server and drive the load; gives what cell.json says of it."""
-    adapter, url = backends.load(cell.backend.adapter), f"http://{work.host}:{work.port}"
-    ready_s = await serving.until_ready(server, url + adapter.READY, cell.server.start_timeout_s)
-    log.info("%s: ready after %.1f s", cell.path, ready_s)
-    info = await serving.told(url, adapter.INFO)
-    answer_s = await first_answer(work, asked[0][0])
-
-    async def watch() -> None:
-        while True:
-            runtime.check(server, "under load")
-            await asyncio.sleep(WATCH_S)
-
-    with telemetry.sampling(server.tree, tuple(gpu["uuid"] for gpu in gpus)) as samples:
-        course = await drive.run(work, asked, records, lambda line: log.info("%s/%s  %s", cell.backend.name, cell.offered.name, line), watch)
-    if adapter.METRICS:
-        await keep(url + adapter.METRICS, server.log_file.with_name("metrics.txt"))
-    realised = adapter.realised(server.log_file.read_text(errors="replace"), info)
-    return {"ready_s": round(ready_s, 3), "first_answer_s": answer_s, "course": asdict(course), "telemetry": samples, "info": info, "realised": realised}
-
-
-def answered(records: Path) -> None:
-    """Failure `no_answer` if not one request of the load was completed."""
-    table = read(records)
-    outcomes = table[table.phase == "load"].groupby("outcome").error.agg(["size", "first"]).sort_values("size", ascending=False)
-    if "complete" not in outcomes.index:
-        what = f"{outcomes.index[0]}: {outcomes['first'].iloc[0]}" if len(outcomes) else "none was sent"
-        raise Failure("no_answer", f"The server was ready but completed none of {int(outcomes['size'].sum())} requests; most often {what}", "See the server's log.")
-
-
-def measure(cell: Cell, args: Any, result: dict[str, Any]) -> None:
-    """Fill `result` as far as it goes; raises Failure when the cell has failed."""
-    engine, environment, prompts = (job.usable(Manifest.load(path)) for path in (args.engine, args.environment, args.prompts))
-    lines = [json.loads(line) for line in prompts.file("prompts").read_text().splitlines()]
-    result |= {"form": engine.facts["form"], "prompts": prompts.facts, "versions": serving.versions(environment, cell.backend.adapter), "random": bool(engine.facts.get("random"))}
-    ready = serving.prepare(cell.served, engine, environment, args.spec["engine"], args.log.with_name("server.log"), cell.path)
-    result |= ready.facts
-    records = args.output.with_name("records.arrow")
-    records.unlink(missing_ok=True)
-    offered = shape(cell, lines)
-    workers = cell.load.workers or drive.workers_for(offered, psutil.cpu_count() or 1)
-    path, asked = conversations(cell, lines, ready.settings)
-    result["asked_tokens"] = [min(cell.workload.max_tokens, line.get("max_tokens", cell.workload.max_tokens)) for line in lines]
-    work = Job(
-        "127.0.0.1",
-        ready.port,
-        path,
-        timeout_s=cell.load.request_timeout_s,
-        shape=offered,
-        seed=cell.seed + cell.trial,
-        rest_s=cell.load.rest_s,
-        warmup_requests=cell.load.warmup_requests,
-        workers=workers,
-    )
+def standing(part: Part) -> dict[str, Any] | None:
+    """What an earlier run wrote of this very part, if that still stands."""
+    if not part.file.exists():
+        return None
     try:
-        with serving.started(ready) as server:
-            result |= uvloop.run(load(cell, server, work, asked, records, ready.gpus))
-            started = time.monotonic()
-        result["stop_s"] = round(time.monotonic() - started, 3)
-        answered(records)
-    finally:
-        if records.exists():
-            result["records"] = {"path": records.name, "bytes": records.stat().st_size, "sha256": sha256(records)}
+        found = read_json(part.file)
+        if found["key"] != part.key:
+            return None
+        if found["failure"]:
+            return None if RETRIED[found["failure"]["kind"]] else found
+        if (
+            part.cell
+            and (part.file.with_name("records.arrow")).stat().st_size != found["records"]["bytes"]
+        ):
+            raise Unreadable(f"the records beside {part.file} have another length")
+        return found
+    except (Unreadable, KeyError, TypeError, OSError) as error:
+        log.warning("%s: measured again: %s", part.file, error)
+        return None
+
+
+def head(session: Session, part: Part) -> dict[str, Any]:
+    """What cell.json and quality.json begin with."""
+    return {
+        "key": part.key,
+        "spec": part.spec,
+        "code": session.job.code,
+        "host": session.host,
+        "started": now(),
+        "clock": {"perf_counter_ns": perf_counter_ns(), "unix_ns": time.time_ns()},
+    }
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def finish(part: Part, result: dict[str, Any], failure: Failure | None) -> None:
+    result["failure"] = failure.to_json() if failure else None
+    write_json(part.file, result)
+
+
+def fail(session: Session, parts: list[Part], failure: Failure) -> None:
+    """Write one failure down as the outcome of all these parts."""
+    for part in parts:
+        finish(part, head(session, part), failure)
+
+
+def offerable(session: Session, parts: list[Part]) -> list[Part]:
+    """Those parts that can be asked at all; the others fail before any server is started."""
+    able = []
+    for part in parts:
+        failure = stage.classified(partial(see_offer, session, part), session.folder)
+        if failure:
+            fail(session, [part], failure)
+        else:
+            able.append(part)
+    return able
+
+
+def see_offer(session: Session, part: Part) -> None:
+    """Failure `not_prepared`, `no_prompts` or `no_task` where there is nothing to ask."""
+    if part.cell:
+        cells.shape_of(part.cell, session.rows(part.cell.workload.name))
+    elif scored := tasks_of(session, part):
+        harness.see_tasks(*scored, session.job.log.with_name("tasks.log"))
+
+
+def tasks_of(session: Session, part: Part) -> tuple[str, Tasks] | None:
+    """The harness's interpreter and the tasks, where this backend's API lets them be scored."""
+    likelihood = backends.load(session.served.backend.adapter).LIKELIHOOD
+    if not part.spec.get("tasks") or not (likelihood and likelihood.harness):
+        return None
+    python = stage.usable(session.job.manifest("harness")).facts["python"]
+    tasks: Tasks = from_json(Tasks, part.spec["tasks"])
+    folder = session.job.file("tasks")
+    return python, dataclasses.replace(tasks, path=str(folder) if folder else None)
+
+
+def run(session: Session, left: list[Part], number: int) -> None:
+    """Measure these parts on as few starts as the server's health and the configuration allow; `number`: starts before.
+
+    A server that died is started again for the next part, unless it dies under RESTARTS more of them in a row.
+    """
+    waiting, deaths = deque(offerable(session, left)), 0
+    while waiting:
+        number += 1
+        ended: list[tuple[int, Failure | None]] = []
+
+        def once(start: int = number, ended: list[tuple[int, Failure | None]] = ended) -> None:
+            ended.append(serve(session, waiting, start))
+
+        unready = stage.classified(once, session.folder)
+        if unready:
+            fail(session, list(waiting), unready)
+            return
+        [(survived, death)] = ended
+        deaths = 0 if death is None else 1 if survived else deaths + 1
+        if death and deaths > RESTARTS:
+            reason = f"Not tried: the server had died under {deaths} loads in a row. {death.reason}"
+            fail(session, list(waiting), Failure(death.kind, reason, death.remedy, death.log_tail))
+            return
+
+
+def serve(session: Session, waiting: deque[Part], number: int) -> tuple[int, Failure | None]:
+    """Start a server and measure on it what waits, until nothing does, or the server has died, or each part is to have a
+    start of its own. Gives how many parts it survived, and what it died of. A Failure before it is ready is raised.
+    """
+    engine, environment = (
+        stage.usable(session.job.manifest(name)) for name in ("engine", "environment")
+    )
+    log_file = session.job.log.with_name(f"server.{number}.log")
+    ready = servers.prepare(
+        session.served, engine, environment, session.spec["engine"], log_file, session.path
+    )
+    adapter = backends.load(session.served.backend.adapter)
+    began = now()
+    log.info("%s: starting the server (start %d)", session.path, number)
+    with servers.started(ready) as server:
+        timeout_s = session.served.server.start_timeout_s
+        ready_s = asyncio.run(servers.until_ready(server, ready.url + adapter.READY, timeout_s))
+        log.info("%s: ready after %.1f s", session.path, ready_s)
+        about = {
+            "form": engine.facts["form"],
+            "random": bool(engine.facts.get("random")),
+            "versions": servers.versions(environment, session.served.backend.adapter),
+            **ready.facts,
+            "info": asyncio.run(servers.told(ready.url, adapter.INFO)),
+        }
+        start = Start(number, began, round(ready_s, 3), None, ready.facts["compile_cache"], [])
+        while waiting:
+            rested = settle(session, ready, server, start)
+            death = stage.classified(
+                lambda: runtime.check(server, "between two loads"), session.folder
+            )
+            if death:
+                return len(start.before), death
+            part = waiting.popleft()
+            failure = measure(session, part, ready, server, start, about | rested)
+            if failure and server.exit_code() is not None:
+                return len(start.before), failure
+            start.before.append(part.name)
+            if session.spec["isolation"] == "cell":
+                break
+    log.info("%s: the server has stopped", session.path)
+    return len(start.before), None
+
+
+def measure(
+    session: Session,
+    part: Part,
+    ready: Prepared,
+    server: Server,
+    start: Start,
+    about: dict[str, Any],
+) -> Failure | None:
+    """Measure one part on a running server and write its file; gives what it failed with."""
+    log.info("%s: %s", session.path, part.name)
+    result = head(session, part) | about
+    reserve = part.file.with_name("reserve")
+
+    def work() -> None:
+        set_aside(reserve)
+        if part.cell:
+            measure_cell(session, part.cell, ready, server, start, result, part.file.parent)
+        else:
+            result.update(answer_questions(session, part, ready, server))
+
+    part.file.parent.mkdir(parents=True, exist_ok=True)
+    began = perf_counter_ns()
+    failure = stage.classified(work, part.file.parent)
+    reserve.unlink(missing_ok=True)
+    result |= {"start": vars(start) | {"before": list(start.before)}}
+    finish(part, result | {"seconds": round((perf_counter_ns() - began) / 1e9, 1)}, failure)
+    return failure
+
+
+def measure_cell(
+    session: Session,
+    cell: Cell,
+    ready: Prepared,
+    server: Server,
+    start: Start,
+    result: dict[str, Any],
+    folder: Path,
+) -> None:
+    result["prompts"] = session.prompts(cell.workload.name).facts
+    offered = cells.offer(cell, session.rows(cell.workload.name), ready)
+    result["asked_tokens"] = offered.asked_tokens
+    if not start.before:
+        start.first_answer_s = asyncio.run(cells.first_answer(offered))
+    cells.measure(cell, ready, server, offered, folder, result)
+
+
+def settle(session: Session, ready: Prepared, server: Server, start: Start) -> dict[str, Any]:
+    """Rest, and empty the prefix cache where the backend has a way: {rest: {seconds, server_cores}, cache}.
+
+    `cache`: off; cold (nothing was asked before, or it has been emptied); primed by what was asked before.
+    """
+    server_settings, backend = session.served.server, session.served.backend.adapter
+    rested = cells.rest(server, session.spec["load"]["settle_s"]) if start.before else None
+    if server_settings.policy == "equal" and not server_settings.prefix_caching:
+        return {"rest": rested, "cache": "off"}
+    reset = backends.reset_of(backend)
+    emptied = not start.before or (
+        reset is not None and asyncio.run(servers.reset_cache(ready.url + reset))
+    )
+    return {"rest": rested, "cache": "cold" if emptied else "primed"}
+
+
+def answer_questions(
+    session: Session, part: Part, ready: Prepared, server: Server
+) -> dict[str, Any]:
+    """{log_probs, answers, tasks}, as far as they are asked for and the server's API tells."""
+    found: dict[str, Any] = {}
+    texts = stage.usable(session.job.manifest("texts"))
+    found |= asyncio.run(ask(ready, server, texts, part.spec["answer_tokens"]))
+    if scored := tasks_of(session, part):
+        tokenizer = stage.usable(session.job.manifest("model")).file("tokenizer")
+        log_file = session.job.log.with_name("tasks.log")
+        found["tasks"] = harness.score(*scored, ready, tokenizer, log_file)
+    return found
 
 
 def set_aside(reserve: Path) -> None:
@@ -169,24 +352,49 @@ def set_aside(reserve: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
 
-def main() -> None:
-    args = job.arguments(__doc__, "engine", "environment", "prompts")
-    cell: Cell = from_json(Cell, args.spec["cell"])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "key": store.key(args.spec, args.code),
-        "spec": args.spec,
-        "code": args.code,
-        "host": telemetry.host(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+def index(session: Session) -> dict[str, Any]:
+    """The session's own result: what became of each part, and the files that must be there for it to stand."""
+    files, outcomes, retry = {}, {}, None
+    for part in session.parts:
+        found = read_json(part.file)
+        failure = found["failure"] or {}
+        outcomes[part.name] = {
+            "key": part.key,
+            "started": found["started"],
+            "failure": failure.get("kind"),
+        }
+        retry = retry or (failure.get("reason") if failure and RETRIED[failure["kind"]] else None)
+        files[str(part.file.relative_to(session.folder))] = results.part(part.file)
+        records = part.file.with_name("records.arrow")
+        if part.cell and not failure:
+            files[str(records.relative_to(session.folder))] = results.part(records)
+    return {
+        "key": session.job.key,
+        "code": session.job.code,
+        "parts": files,
+        "outcomes": outcomes,
+        "retry": retry,
     }
-    result["clock"] = {"perf_counter_ns": perf_counter_ns(), "unix_ns": time.time_ns()}
-    log.info("%s: starting", cell.path)
-    reserve = args.output.with_name("reserve")
-    failed = job.classified(lambda: set_aside(reserve), args.output.parent) or job.classified(lambda: measure(cell, args, result), args.output.parent)
-    reserve.unlink(missing_ok=True)
-    result["failure"] = failed.to_json() if failed else None
-    write_json(args.output, result)
+
+
+def main() -> None:
+    session = Session(stage.task(__doc__))
+    with alone.on_folder(session.folder):
+        kept = {part.name: standing(part) for part in session.parts}
+        left = [part for part in session.parts if not kept[part.name]]
+        if left:
+            log.info(
+                "%s: to measure: %s; %d stand",
+                session.path,
+                ", ".join(part.name for part in left),
+                len(kept) - len(left),
+            )
+            numbers = [
+                found["start"]["number"] for found in kept.values() if found and "start" in found
+            ]
+            with alone.on_machine(f"measures {session.path}"):
+                run(session, left, max(numbers, default=0))
+        results.write(session.job.output, index(session))
 
 
 if __name__ == "__main__":

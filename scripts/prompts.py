@@ -4,141 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-import hub
-import job
-from failure import Failure
-from manifest import Manifest
-from spec import Prompts, from_json
-from traces import Arrival, Passages, read
+from data.sampling import choose, from_hub, rows, turns
+from data.traces import Passages, read, replay
+from pipeline import stage
+from pipeline.artifact import Manifest
+from pipeline.spec import Prompts, from_json
 
 log = logging.getLogger(__name__)
-# What data sets call the one who asks.
-USER = ("user", "human", "prompter")
 # What the prompts of a trace are put together from.
 CORPUS = Path(__file__).resolve().parent.parent / "prompts" / "showdown.jsonl"
 CORPUS_COLUMNS = Prompts("file", ("context", "instruction"), "\n\n", 0, 0)
 
 
-def rows(path: Path, prompts: Prompts) -> list[dict[str, Any]]:
-    """The rows of a JSON lines or Parquet file; Failure where one is not JSON, lacks a column, or holds what no prompt is made of."""
-    found = []
-    for where, row in numbered(path):
-        asked = [prompts.turns] if prompts.turns else list(prompts.columns)
-        missing = [column for column in asked if column not in row]
-        if missing:
-            raise Failure(
-                "no_prompts",
-                f"{path.name}, {where}: no column {', '.join(missing)}; there are {', '.join(row)}.",
-                f"Correct `{'turns' if prompts.turns else 'columns'}` of the prompts in the configuration.",
-            )
-        try:
-            said = turns(row, prompts)
-        except (AttributeError, TypeError, KeyError) as error:
-            what = "a list of texts, or of messages with role and content (or from and value)" if prompts.turns else "text"
-            raise Failure("no_prompts", f"{path.name}, {where}: column {', '.join(asked)} does not hold {what}.", "Name other columns.") from error
-        if any("\0" in text for text in said):
-            raise Failure("no_prompts", f"{path.name}, {where}: it holds a NUL character.", "Take it out: no chat holds one.")
-        found.append(row)
-    return found
-
-
-def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row of a file and where it stands."""
-    if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise Failure("no_prompts", f"{path.name} is not a whole Parquet file: {error}.", "Name another file, or fetch it again.") from error
-        yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
-        return
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Failure("no_prompts", f"{path.name}, line {number}: not JSON: {error}.", "Each line must be one JSON object.") from error
-        if not isinstance(row, dict):
-            raise Failure("no_prompts", f"{path.name}, line {number}: not an object with columns.", "Each line must be one JSON object.")
-        yield f"line {number}", row
-
-
-def from_hub(prompts: Prompts) -> Path:
-    """The one file of a data set that the prompts come from."""
-    assert prompts.repo_id and prompts.revision and prompts.file
-    file = prompts.file
-
-    def only(names: list[str]) -> list[str]:
-        if file not in names:
-            offered = [name for name in sorted(names) if name.endswith((".jsonl", ".parquet"))]
-            raise Failure("no_prompts", f"data set {prompts.repo_id} has no file {file}.", f"It has: {', '.join(offered[:20]) or 'neither JSON lines nor Parquet'}.")
-        return [file]
-
-    folder, _ = hub.fetch(hub.Repository("dataset", prompts.repo_id, prompts.revision), only)
-    return folder / file
-
-
-def turns(row: dict[str, Any], prompts: Prompts) -> list[str]:
-    """What the user says in one row, turn by turn: its non-empty columns joined, or the list that stands in the column `turns`,
-    of texts or of messages (role and content, or ShareGPT's from and value), of which the user's count."""
-    if prompts.turns:
-        said = [turn for turn in row[prompts.turns] if isinstance(turn, str) or turn.get("role", turn.get("from")) in USER]
-        return [(turn if isinstance(turn, str) else turn["content"] if "content" in turn else turn["value"]).strip() for turn in said]
-    texts = [(row[column] or "").strip() for column in prompts.columns]
-    return [prompts.join.join(text for text in texts if text)]
-
-
-def choose(rows: list[dict[str, Any]], prompts: Prompts, seed: int, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-    """The chosen prompts in drawn order: {id, turns, tokens, category}; `id` is the row's number in the source, from 0, and
-    `tokens` counts all turns of the user.
-
-    Failure `no_prompts` if none has a length between the bounds.
-    """
-    offered = [turns(row, prompts) for row in rows]
-    lengths = [sum(count_tokens(turn) for turn in said) for said in offered]
-    fitting = [
-        {"id": number, "turns": said, "tokens": length, "category": row.get("category", "")}
-        for number, (row, said, length) in enumerate(zip(rows, offered, lengths, strict=True))
-        if said and all(said) and prompts.min_tokens <= length <= prompts.max_tokens
-    ]
-    if not fitting:
-        raise none_fits(prompts, lengths)
-    return random.Random(seed).sample(fitting, min(prompts.count or len(fitting), len(fitting)))
-
-
-def replay(arrivals: list[Arrival], prompts: Prompts, seed: int, passages: Passages, count_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-    """The requests of a trace whose prompts lie between the bounds, in its order: {id, turns, tokens, category, max_tokens, at_s}.
-
-    `max_tokens` is the length of the answer in the trace, `at_s` the seconds since the first request that is kept.
-    """
-    kept = [(number, arrival) for number, arrival in enumerate(arrivals) if prompts.min_tokens <= arrival.isl <= prompts.max_tokens]
-    if not kept:
-        raise none_fits(prompts, [arrival.isl for arrival in arrivals])
-    made = []
-    for number, arrival in kept:
-        text = passages.prompt(arrival, number, seed)
-        at_s = round(arrival.at_s - kept[0][1].at_s, 6)
-        made.append({"id": number, "turns": [text], "tokens": count_tokens(text), "category": "", "max_tokens": arrival.osl, "at_s": at_s})
-    return made
-
-
-def none_fits(prompts: Prompts, lengths: list[int]) -> Failure:
-    span = f"they have {min(lengths)} to {max(lengths)}" if lengths else "there are none"
-    return Failure(
-        "no_prompts", f"No prompt has between {prompts.min_tokens} and {prompts.max_tokens} tokens; {span}.", "Widen min_tokens and max_tokens of the workload's prompts."
-    )
-
-
-def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, folder: Path) -> dict[str, Any]:
+def write(
+    model: Manifest, prompts: Prompts, source: Path | None, seed: int, folder: Path
+) -> dict[str, Any]:
     tokenizer = Tokenizer.from_file(str(model.file("tokenizer") / "tokenizer.json"))
 
     def count_tokens(text: str) -> int:
@@ -148,7 +33,9 @@ def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, fol
     if prompts.source == "trace":
         assert source and prompts.layout
         offered = read(source, prompts.layout, prompts.count)
-        corpus = " ".join(" ".join(turns(row, CORPUS_COLUMNS)) for row in rows(CORPUS, CORPUS_COLUMNS))
+        corpus = " ".join(
+            " ".join(turns(row, CORPUS_COLUMNS)) for row in rows(CORPUS, CORPUS_COLUMNS)
+        )
         chosen = replay(offered, prompts, seed, Passages(corpus, tokenizer), count_tokens)
     else:
         offered = rows(source or from_hub(prompts), prompts)
@@ -159,7 +46,11 @@ def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, fol
         "prompts": "prompts.jsonl",
         "source": source.name if source else f"{prompts.repo_id} at {prompts.revision}",
         "seed": seed,
-        "filter": {"min_tokens": prompts.min_tokens, "max_tokens": prompts.max_tokens, "count": prompts.count},
+        "filter": {
+            "min_tokens": prompts.min_tokens,
+            "max_tokens": prompts.max_tokens,
+            "count": prompts.count,
+        },
         "offered": len(offered),
         "chosen": len(chosen),
         "turns": max(len(prompt["turns"]) for prompt in chosen),
@@ -168,10 +59,15 @@ def write(model: Manifest, prompts: Prompts, source: Path | None, seed: int, fol
 
 
 def main() -> None:
-    args = job.arguments(__doc__, "model", "source?")
-    model = Manifest.load(args.model)
-    prompts: Prompts = from_json(Prompts, args.spec["prompts"])
-    job.prepare(args, "prompts", lambda folder: write(model, prompts, args.source, args.spec["seed"], folder), [model])
+    job = stage.task(__doc__)
+    model, source = job.manifest("model"), job.file("source")
+    prompts: Prompts = from_json(Prompts, job.spec["prompts"])
+    stage.prepare(
+        job,
+        "prompts",
+        lambda folder: write(model, prompts, source, job.spec["seed"], folder),
+        [model],
+    )
 
 
 if __name__ == "__main__":

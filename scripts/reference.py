@@ -7,48 +7,88 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import command
-import job
-import telemetry
-import weights
-from download import CHECKPOINTS
-from failure import Failure
-from manifest import Manifest
-from runtime import Launch
+from foreign import PROGRAMS
+from host.gpus import gpu_kind
+from models import safetensors
+from pipeline import stage
+from pipeline.artifact import Manifest
+from pipeline.failure import Failure
+from runtime import Launch, command
 
 
-def answer(model: Manifest, texts: Manifest, python: str, answer_tokens: int, trust: bool, accelerated: bool, folder: Path, log_file: Path) -> dict[str, Any]:
+def answer(
+    model: Manifest,
+    texts: Manifest,
+    python: str,
+    answer_tokens: int,
+    trust: bool,
+    accelerated: bool,
+    folder: Path,
+    log_file: Path,
+) -> dict[str, Any]:
     """Facts of reference.json: {log_probs of each passage, answers to each prompt, dtype}. Failure `no_reference`."""
     if "hf" not in model.facts or "layout" in model.facts:
-        why = f"its weights are quantized (layout {model.facts['layout']})" if "layout" in model.facts else "it has no Hugging Face form"
-        raise Failure("no_reference", f"{model.facts['origin']} cannot be the reference: {why}.", "Its quality is given without a difference to the unquantized model.")
+        why = (
+            f"its weights are quantized (layout {model.facts['layout']})"
+            if "layout" in model.facts
+            else "it has no Hugging Face form"
+        )
+        raise Failure(
+            "no_reference",
+            f"{model.facts['origin']} cannot be the reference: {why}.",
+            "Its quality is given without a difference to the unquantized model.",
+        )
     # A locked environment computes on the CPU, in 32 bits; an interpreter of the configuration may have CUDA.
-    short = weights.too_large(model.file("hf"), 16 if accelerated else 32)
+    short = safetensors.too_large(model.file("hf"), 16 if accelerated else 32)
     if short:
         raise Failure(
-            "no_reference", short, "Quality is given without a difference to the unquantized model. Name an interpreter with CUDA in converter_python, or a larger machine."
+            "no_reference",
+            short,
+            "Quality is given without a difference to the unquantized model. Name an interpreter with CUDA in converter_python, or a larger machine.",
         )
     files = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("passages", "prompts"):
-            files.append(str(texts.file(name)) if name in texts.facts else str(Path(scratch, f"{name}.json")))
+            files.append(
+                str(texts.file(name)) if name in texts.facts else str(Path(scratch, f"{name}.json"))
+            )
             if name not in texts.facts:
                 Path(files[-1]).write_text("[]")
-        argv = [python, str(CHECKPOINTS / "reference_answers.py"), str(model.file("hf")), *files, str(answer_tokens), str(folder / "reference.json")]
-        peak = command.run(Launch(argv + ["trust"] * trust, {"HF_HUB_OFFLINE": "1"}, log_file, Path(scratch)), "process", "no_reference")
-    return {"reference": "reference.json", "dtype": json.loads((folder / "reference.json").read_text())["dtype"], "peak_memory_bytes": peak}
+        argv = [
+            python,
+            str(PROGRAMS / "reference_answers.py"),
+            str(model.file("hf")),
+            *files,
+            str(answer_tokens),
+            str(folder / "reference.json"),
+        ]
+        peak = command.run(
+            Launch(argv + ["trust"] * trust, {"HF_HUB_OFFLINE": "1"}, log_file, Path(scratch)),
+            "process",
+            "no_reference",
+        )
+    return {
+        "reference": "reference.json",
+        "dtype": json.loads((folder / "reference.json").read_text())["dtype"],
+        "peak_memory_bytes": peak,
+    }
 
 
 def main() -> None:
-    args = job.arguments(__doc__, "model", "texts", "environment")
-    model, texts, environment = (Manifest.load(path) for path in (args.model, args.texts, args.environment))
-    log_file = args.log.with_suffix(".program.log")
+    job = stage.task(__doc__)
+    model, texts, environment = (job.manifest(name) for name in ("model", "texts", "environment"))
+    log_file = job.log.with_suffix(".program.log")
 
     def make(folder: Path) -> dict[str, Any]:
-        accelerated = args.spec["environment"]["kind"] == "interpreter" and telemetry.gpu_kind() is not None
-        return answer(model, texts, environment.facts["python"], args.spec["answer_tokens"], args.spec["trust_remote_code"], accelerated, folder, log_file)
+        accelerated = job.spec["environment"]["kind"] == "interpreter" and gpu_kind() is not None
+        python, length, trust = (
+            environment.facts["python"],
+            job.spec["answer_tokens"],
+            job.spec["trust_remote_code"],
+        )
+        return answer(model, texts, python, length, trust, accelerated, folder, log_file)
 
-    job.prepare(args, "reference", make, [model, texts, environment])
+    stage.prepare(job, "reference", make, [model, texts, environment])
 
 
 if __name__ == "__main__":

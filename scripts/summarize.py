@@ -1,8 +1,10 @@
-"""Records into metrics: summary.json for the cell and its time line, requests.parquet beside it for every request."""
+"""Records into metrics, and the sanity of the answers: of each cell of a session summary.json, and requests.parquet beside it.
+
+A summary that an earlier run made of the very same cell is kept.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -10,22 +12,43 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-import job
-from manifest import Manifest, sha256, write_json
-from metrics import cells, client, machine, requests
-from metrics.records import read
+from loadgen.reader import read
+from metrics import answers, cells, client, machine, requests
+from pipeline import results, stage
+from pipeline.artifact import Unreadable, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
 
-def summarize(cell: dict[str, Any], records: Path, tokenizer: Tokenizer, calibration: dict[str, Any], slo: dict[str, float], table: Path) -> dict[str, Any]:
-    """The metrics of one measured cell; writes its request frame to `table`."""
+def summarize(
+    cell: dict[str, Any],
+    records: Path,
+    tokenizer: Tokenizer,
+    calibration: dict[str, Any],
+    slo: dict[str, float],
+    table: Path,
+) -> dict[str, Any]:
+    """{metrics, evaluation, machine, machine_line} of one measured cell; writes its request frame to `table`."""
     if sha256(records) != cell["records"]["sha256"]:
-        raise SystemExit(f"{records} is not the file that was measured: its hash has changed. Remove {records.with_name('cell.json')} to measure again.")
-    frame = requests.frame(read(records), tokenizer)
+        raise SystemExit(
+            f"{records} is not the file that was measured: its hash has changed. "
+            f"Remove the folder {records.parent} to measure its cell again."
+        )
+    sent, asked = read(records), cell["asked_tokens"]
+    spec, course, rows = cell["spec"]["cell"], cell["course"], cell["telemetry"]
+    frame = requests.frame(sent, tokenizer)
     frame.to_parquet(table, index=False)
-    open_loop = cell["spec"]["cell"]["offered"]["kind"] != "users"
-    return cells.summary(frame, cell["course"], slo, cell["asked_tokens"]) | {"client": client.health(frame, cell["course"], calibration, cell["host"], open_loop)}
+    open_loop = spec["offered"]["kind"] != "users"
+    health = client.health(frame, course, calibration, cell["host"], open_loop)
+    said = [] if cell["random"] else answers.read(sent, asked)
+    return {
+        "metrics": cells.summary(frame, course, slo, asked) | {"client": health},
+        "evaluation": answers.evaluate(
+            said, bool(said) and spec["workload"]["output_length"] == "forced"
+        ),
+        "machine": machine.over(rows, course["window_start_ns"], course["window_end_ns"]),
+        "machine_line": machine.time_line(rows, course),
+    }
 
 
 def without_nan(value: Any) -> Any:
@@ -37,19 +60,52 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def kept(target: Path, key: str, made_of: str) -> bool:
+    """Whether the summary is there already, of this key and made of this very cell."""
+    try:
+        found = read_json(target) if target.exists() else {}
+    except Unreadable as error:
+        log.warning("%s", error)
+        return False
+    whole = "metrics" not in found or target.with_name("requests.parquet").is_file()
+    return whole and found.get("key") == key and found.get("made_of") == made_of
+
+
 def main() -> None:
-    args = job.arguments(__doc__, "cell", "evaluation", "model", "calibration")
-    cell = json.loads(args.cell.read_text())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"cell": {name: value for name, value in cell.items() if name != "telemetry"}, "evaluation": json.loads(args.evaluation.read_text())}
-    if not cell["failure"]:
-        tokenizer = Tokenizer.from_file(str(Manifest.load(args.model).file("tokenizer") / "tokenizer.json"))
-        metrics = summarize(
-            cell, args.cell.with_name("records.arrow"), tokenizer, json.loads(args.calibration.read_text()), args.spec["slo"], args.output.with_name("requests.parquet")
+    job = stage.task(__doc__)
+    [session], [calibration_file] = job.inputs["session"], job.inputs["calibration"]
+    calibration = read_json(calibration_file)
+    tokenizer: Tokenizer | None = None
+    parts = {}
+    for name, keys in job.spec["cells"].items():
+        source, target = (
+            session.parent / name / "cell.json",
+            job.output.parent / name / "summary.json",
         )
-        rows, course = cell["telemetry"], cell["course"]
-        result |= {"metrics": metrics, "machine": machine.over(rows, course["window_start_ns"], course["window_end_ns"]), "machine_line": machine.time_line(rows, course)}
-    write_json(args.output, without_nan(result))
+        made_of = sha256(source)
+        if not kept(target, keys["summary"], made_of):
+            cell = read_json(source)
+            result: dict[str, Any] = {
+                "key": keys["summary"],
+                "made_of": made_of,
+                "evaluation": answers.evaluate([]),
+            }
+            result["cell"] = {entry: value for entry, value in cell.items() if entry != "telemetry"}
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not cell["failure"]:
+                log.info("%s", name)
+                tokenizer = tokenizer or Tokenizer.from_file(
+                    str(job.manifest("model").file("tokenizer") / "tokenizer.json")
+                )
+                records, table = (
+                    source.with_name("records.arrow"),
+                    target.with_name("requests.parquet"),
+                )
+                result |= summarize(cell, records, tokenizer, calibration, job.spec["slo"], table)
+            write_json(target, without_nan(result))
+        parts[f"{name}/summary.json"] = results.part(target)
+    made = {"key": job.key, "parts": parts, "made_of": results.made_of(session, calibration_file)}
+    results.write(job.output, made)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-import job
-from failure import Failure
-from manifest import Manifest
-from prompts import choose, from_hub, rows, turns
-from spec import Calibration, Prompts, from_json
+from data.sampling import choose, from_hub, rows, turns
+from pipeline import stage
+from pipeline.failure import Failure
+from pipeline.spec import Calibration, Prompts, from_json
 
 
-def blocks(texts: list[str], tokenizer: Tokenizer, samples: int, length: int, seed: int) -> list[list[int]]:
+def blocks(
+    texts: list[str], tokenizer: Tokenizer, samples: int, length: int, seed: int
+) -> list[list[int]]:
     """`samples` blocks of `length` token ids: the texts in a drawn order, an empty line between, cut without remainder.
 
     Failure `no_prompts` if they do not yield so many.
@@ -39,9 +40,8 @@ def passages(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def main() -> None:
-    args = job.arguments(__doc__, "model", "text?", "prompts?")
-    model = Manifest.load(args.model)
-    spec = args.spec
+    job = stage.task(__doc__)
+    model, spec = job.manifest("model"), job.spec
 
     def offered(entry: dict[str, Any], file: Path | None) -> tuple[list[dict[str, Any]], Prompts]:
         asked: Prompts = from_json(Prompts, entry)
@@ -55,24 +55,38 @@ def main() -> None:
 
         if "calibration" in spec:
             calibration: Calibration = from_json(Calibration, spec["calibration"])
-            said, asked = offered(spec["calibration"]["prompts"], args.text)
-            made = blocks(["\n\n".join(turns(row, asked)) for row in said], tokenizer, calibration.samples, calibration.sequence_length, spec["seed"])
+            said, asked = offered(spec["calibration"]["prompts"], job.file("text"))
+            made = blocks(
+                ["\n\n".join(turns(row, asked)) for row in said],
+                tokenizer,
+                calibration.samples,
+                calibration.sequence_length,
+                spec["seed"],
+            )
             (folder / "samples.json").write_text(json.dumps(made))
-            return {"samples": "samples.json", "count": len(made), "length": calibration.sequence_length, "seed": spec["seed"]}
+            return {
+                "samples": "samples.json",
+                "count": len(made),
+                "length": calibration.sequence_length,
+                "seed": spec["seed"],
+            }
         facts: dict[str, Any] = {}
         if "text" in spec:
-            said, asked = offered(spec["text"], args.text)
-            held = passages(["\n\n".join(row["turns"]) for row in choose(said, asked, spec["seed"], count)], tokenizer)
+            said, asked = offered(spec["text"], job.file("text"))
+            held = passages(
+                ["\n\n".join(row["turns"]) for row in choose(said, asked, spec["seed"], count)],
+                tokenizer,
+            )
             (folder / "passages.json").write_text(json.dumps(held))
             facts |= {"passages": "passages.json", "passage_tokens": sum(map(len, held))}
         if "prompts" in spec:
-            said, asked = offered(spec["prompts"], args.prompts)
+            said, asked = offered(spec["prompts"], job.file("prompts"))
             chosen = [row["turns"][0] for row in choose(said, asked, spec["seed"], count)]
             (folder / "prompts.json").write_text(json.dumps(chosen))
             facts |= {"prompts": "prompts.json", "prompt_count": len(chosen)}
         return facts
 
-    job.prepare(args, "texts", write, [model])
+    stage.prepare(job, "texts", write, [model])
 
 
 if __name__ == "__main__":

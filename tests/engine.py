@@ -20,10 +20,39 @@ from pathlib import Path
 import docker
 
 BASE = "showdown-tests/python:1"
-LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin", "usr/bin/sh": "dash"}
-FOLDERS = ("tmp", "proc", "sys", "dev", "root", "run", "usr", "usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "etc", "var", "var/tmp")
+LINKS = {
+    "bin": "usr/bin",
+    "lib": "usr/lib",
+    "lib64": "usr/lib64",
+    "sbin": "usr/sbin",
+    "usr/bin/sh": "dash",
+}
+FOLDERS = (
+    "tmp",
+    "proc",
+    "sys",
+    "dev",
+    "root",
+    "run",
+    "usr",
+    "usr/bin",
+    "usr/lib",
+    "usr/lib64",
+    "usr/sbin",
+    "etc",
+    "var",
+    "var/tmp",
+)
 # What compiled packages expect of a system, beside the C library.
-EXPECTED = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1")
+EXPECTED = (
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libgomp.so.1",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+)
 PROGRAMS = ("/usr/bin/dash", "/usr/bin/env", "/usr/bin/sleep", "/usr/bin/cat")
 # A FAKE of NVIDIA's hook, by whose presence the engine takes requests for GPUs; and runc without limits that this machine may not raise.
 PROGRAMS_BESIDE = {
@@ -88,27 +117,66 @@ def running() -> Iterator[str]:
     finally:
         daemon.terminate()
         daemon.wait(60)
-        for mount in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]:
+        for mount in [
+            line.split()[1]
+            for line in Path("/proc/mounts").read_text().splitlines()
+            if str(folder) in line
+        ]:
             subprocess.run(["umount", mount])
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def libraries(path: Path) -> list[str]:
     """Shared libraries that a program or library loads."""
-    return re.findall(r"(/\S+\.so\S*)", subprocess.run(["ldd", str(path)], capture_output=True, text=True).stdout)
+    return re.findall(
+        r"(/\S+\.so\S*)", subprocess.run(["ldd", str(path)], capture_output=True, text=True).stdout
+    )
 
 
 def python_image(address: str) -> str:
     """Import the base image: this interpreter with its standard library and pip, a shell, the certificates."""
     python, stdlib = Path(os.path.realpath(sys.executable)), Path(sysconfig.get_paths()["stdlib"])
-    pip = Path(sys.prefix, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages", "pip")
-    left_out = {"__pycache__", "test", "tests", "site-packages", "dist-packages", "idlelib", "tkinter", "ensurepip"}
-    files = {path: str(path) for path in stdlib.rglob("*") if path.is_file() and not left_out & set(path.relative_to(stdlib).parts)}
-    files |= {path: f"/opt/pip/pip/{path.relative_to(pip)}" for path in pip.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    pip = Path(
+        sys.prefix,
+        "lib",
+        f"python{sys.version_info[0]}.{sys.version_info[1]}",
+        "site-packages",
+        "pip",
+    )
+    left_out = {
+        "__pycache__",
+        "test",
+        "tests",
+        "site-packages",
+        "dist-packages",
+        "idlelib",
+        "tkinter",
+        "ensurepip",
+    }
+    files = {
+        path: str(path)
+        for path in stdlib.rglob("*")
+        if path.is_file() and not left_out & set(path.relative_to(stdlib).parts)
+    }
+    files |= {
+        path: f"/opt/pip/pip/{path.relative_to(pip)}"
+        for path in pip.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     programs = [python, *map(Path, PROGRAMS), *(path for path in files if path.suffix == ".so")]
-    cache = dict(re.findall(r"^\s+(\S+) .*x86-64.* => (\S+)$", subprocess.check_output(["ldconfig", "-p"], text=True), re.MULTILINE))
-    wanted = {library for program in programs for library in libraries(program)} | {cache[name] for name in EXPECTED if name in cache}
-    wanted |= {library for name in EXPECTED if name in cache for library in libraries(Path(cache[name]))}
+    cache = dict(
+        re.findall(
+            r"^\s+(\S+) .*x86-64.* => (\S+)$",
+            subprocess.check_output(["ldconfig", "-p"], text=True),
+            re.MULTILINE,
+        )
+    )
+    wanted = {library for program in programs for library in libraries(program)} | {
+        cache[name] for name in EXPECTED if name in cache
+    }
+    wanted |= {
+        library for name in EXPECTED if name in cache for library in libraries(Path(cache[name]))
+    }
     files |= {Path(path): path for path in (*wanted, CERTIFICATES, *PROGRAMS, str(python))}
     linked = LINKS | {f"usr/bin/{name}": str(python) for name in ("python3", "python")}
     with io.BytesIO() as buffer:
@@ -124,14 +192,26 @@ def python_image(address: str) -> str:
             done = set()
             for path, target in files.items():
                 # On the host /lib is a link to /usr/lib: a file goes where it really lies.
-                inside = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target)).lstrip("/")
+                inside = os.path.join(
+                    os.path.realpath(os.path.dirname(target)), os.path.basename(target)
+                ).lstrip("/")
                 if target.startswith("/lib64/"):
                     inside = f"usr/lib64/{os.path.basename(target)}"
                 if inside not in done and path.exists():
                     done.add(inside)
                     archive.add(path, arcname=inside, recursive=False)
         # A changed standard library's home is found from the program's own path; pip comes from beside it.
-        changes = ["ENV PYTHONPATH=/opt/pip", "ENV PYTHONUNBUFFERED=1", f"ENV PYTHONHOME={sys.base_prefix}", "ENV PATH=/usr/bin"]
+        changes = [
+            "ENV PYTHONPATH=/opt/pip",
+            "ENV PYTHONUNBUFFERED=1",
+            f"ENV PYTHONHOME={sys.base_prefix}",
+            "ENV PATH=/usr/bin",
+        ]
         with closing(docker.DockerClient(base_url=address, version="1.41")) as client:
-            client.api.import_image_from_data(buffer.getvalue(), repository=BASE.split(":")[0], tag=BASE.split(":")[1], changes=changes)
+            client.api.import_image_from_data(
+                buffer.getvalue(),
+                repository=BASE.split(":")[0],
+                tag=BASE.split(":")[1],
+                changes=changes,
+            )
     return BASE

@@ -48,9 +48,13 @@ class Hub:
     url: str = ""
     cdn: str = ""
 
-    def add(self, name: str, files: dict[str, bytes], revision: str = "main", access: str = "open") -> str:
+    def add(
+        self, name: str, files: dict[str, bytes], revision: str = "main", access: str = "open"
+    ) -> str:
         """Put files under datasets/owner/name or owner/name and give their commit."""
-        sha = commit(f"{name}{revision}{sorted((path, len(data)) for path, data in files.items())}{time.time_ns()}")
+        sha = commit(
+            f"{name}{revision}{sorted((path, len(data)) for path, data in files.items())}{time.time_ns()}"
+        )
         held = self.repositories.setdefault(name, Repository({}, {}, access))
         held.files[sha] = files
         held.refs[revision] = sha
@@ -65,8 +69,17 @@ def sha256(data: bytes) -> str:
 
 
 def entry(path: str, data: bytes) -> dict[str, Any]:
-    told = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()}
-    return told | ({"lfs": {"oid": sha256(data), "size": len(data), "pointerSize": 134}} if len(data) >= LARGE else {})
+    told = {
+        "type": "file",
+        "path": path,
+        "size": len(data),
+        "oid": hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest(),
+    }
+    return told | (
+        {"lfs": {"oid": sha256(data), "size": len(data), "pointerSize": 134}}
+        if len(data) >= LARGE
+        else {}
+    )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -81,15 +94,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if path == "/api/agent-harnesses":  # asked once a day, for telemetry; no business of the tests
+        if (
+            path == "/api/agent-harnesses"
+        ):  # asked once a day, for telemetry; no business of the tests
             return self.answer(200, b'{"standardEnvVars": [], "harnesses": {}}')
         self.hub.requests.append((self.command, path, dict(self.headers)))
         if self.hub.status:
             return self.answer(self.hub.status, b"{}")
         if path.startswith("/cdn/"):
             _, _, name, sha, file = path.split("/", 4)
-            return self.bytes_of(file, self.hub.repositories[name.replace("--", "/")].files[sha][file])
-        found = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+            return self.bytes_of(
+                file, self.hub.repositories[name.replace("--", "/")].files[sha][file]
+            )
+        found = re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
+        )
         if found:
             kind, name, what, revision = found.groups()
             held = self.permitted(("datasets/" if kind == "datasets" else "") + name, data=False)
@@ -99,8 +118,27 @@ class Handler(BaseHTTPRequestHandler):
             if sha not in held.files:
                 return self.refuse(404, "RevisionNotFound")
             if what == "tree":
-                return self.answer(200, json.dumps([entry(path, data) for path, data in held.files[sha].items()]).encode())
-            return self.answer(200, json.dumps({"_id": "1", "id": name, "sha": sha, "siblings": [], "tags": [], "downloads": 0, "likes": 0, "private": False}).encode())
+                return self.answer(
+                    200,
+                    json.dumps(
+                        [entry(path, data) for path, data in held.files[sha].items()]
+                    ).encode(),
+                )
+            return self.answer(
+                200,
+                json.dumps(
+                    {
+                        "_id": "1",
+                        "id": name,
+                        "sha": sha,
+                        "siblings": [],
+                        "tags": [],
+                        "downloads": 0,
+                        "likes": 0,
+                        "private": False,
+                    }
+                ).encode(),
+            )
         found = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if not found:
             return self.refuse(404, "RepoNotFound")
@@ -115,16 +153,29 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")
         data = held.files[sha][file]
         if len(data) < LARGE:
-            return self.bytes_of(file, data, {"X-Repo-Commit": sha, "ETag": f'"{entry(file, data)["oid"]}"'})
+            return self.bytes_of(
+                file, data, {"X-Repo-Commit": sha, "ETag": f'"{entry(file, data)["oid"]}"'}
+            )
         where = f"{self.hub.cdn}/cdn/{name.replace('/', '--')}/{sha}/{file}"
-        return self.answer(302, b"", {"Location": where, "X-Repo-Commit": sha, "X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))})
+        return self.answer(
+            302,
+            b"",
+            {
+                "Location": where,
+                "X-Repo-Commit": sha,
+                "X-Linked-Etag": f'"{sha256(data)}"',
+                "X-Linked-Size": str(len(data)),
+            },
+        )
 
     def permitted(self, name: str, data: bool) -> Repository | None:
         """The repository, if this caller may read it; the listing of a gated one is open to all, its files are not."""
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
         held = self.hub.repositories.get(name)
         if bearer and bearer not in (self.hub.token, "no-access"):
-            self.answer(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            self.answer(
+                401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
         elif held is None or (held.access == "private" and bearer != self.hub.token):
             self.refuse(404 if bearer else 401, "RepoNotFound")
         elif held.access == "gated" and data and bearer != self.hub.token:
@@ -134,11 +185,17 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def refuse(self, status: int, code: str) -> None:
-        self.answer(status, json.dumps({"error": code}).encode(), {"X-Error-Code": code, "X-Error-Message": code})
+        self.answer(
+            status,
+            json.dumps({"error": code}).encode(),
+            {"X-Error-Code": code, "X-Error-Message": code},
+        )
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -146,18 +203,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def bytes_of(self, file: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """The bytes, or those that a Range asks for, with the next fault of this file."""
-        fault = self.hub.faults[file].pop(0) if self.command == "GET" and self.hub.faults.get(file) else ""
+        fault = (
+            self.hub.faults[file].pop(0)
+            if self.command == "GET" and self.hub.faults.get(file)
+            else ""
+        )
         if fault.isdigit():
             return self.answer(int(fault), b"{}")
         if fault == "wrong":
             data = bytes([data[0] ^ 1]) + data[1:]
         if fault == "pointer":
             data = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(data)}\nsize {len(data)}\n".encode()
-        start = int(re.fullmatch(r"bytes=(\d+)-.*", self.headers["Range"]).group(1)) if "Range" in self.headers else 0  # type: ignore[union-attr]
+        start = (
+            int(re.fullmatch(r"bytes=(\d+)-.*", self.headers["Range"]).group(1))
+            if "Range" in self.headers
+            else 0
+        )  # type: ignore[union-attr]
         more = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
         body = data[start:]
         self.send_response(206 if start else 200)
-        for name, value in ({"Content-Length": str(len(body)), "Accept-Ranges": "bytes"} | more | (headers or {})).items():
+        for name, value in (
+            {"Content-Length": str(len(body)), "Accept-Ranges": "bytes"} | more | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

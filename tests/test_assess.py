@@ -12,12 +12,25 @@ from assess import FIGURES, assess
 @pytest.fixture(scope="module")
 def words() -> Tokenizer:
     """One token a word."""
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["[UNK]", "the", "cat", "sat", "on", "a", "mat", "dog"])}, unk_token="[UNK]"))
+    made = Tokenizer(
+        models.WordLevel(
+            {
+                word: number
+                for number, word in enumerate(
+                    ["[UNK]", "the", "cat", "sat", "on", "a", "mat", "dog"]
+                )
+            },
+            unk_token="[UNK]",
+        )
+    )
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return made
 
 
-REFERENCE: dict[str, Any] = {"log_probs": [[-1.0, -2.0], [-3.0], [-2.0, -1.5, -2.5]], "answers": ["the cat sat on a mat", "a dog sat"]}
+REFERENCE: dict[str, Any] = {
+    "log_probs": [[-1.0, -2.0], [-3.0], [-2.0, -1.5, -2.5]],
+    "answers": ["the cat sat on a mat", "a dog sat"],
+}
 
 
 def test_a_model_that_says_the_same_loses_nothing(words: Tokenizer) -> None:
@@ -38,10 +51,22 @@ def test_the_answer_that_parts_first_is_shown(words: Tokenizer) -> None:
 
 
 def test_without_a_reference_there_is_a_perplexity_and_no_change(words: Tokenizer) -> None:
-    found = assess({"log_probs": [[-1.0], [-1.0], [-1.0]], "answers": ["a cat"], "tasks": {"t": {"acc,none": 0.5}}}, None, words)
+    found = assess(
+        {
+            "log_probs": [[-1.0], [-1.0], [-1.0]],
+            "answers": ["a cat"],
+            "tasks": {"t": {"acc,none": 0.5}},
+        },
+        None,
+        words,
+    )
 
     assert found["perplexity"]["value"] == pytest.approx(math.e)
-    assert (found["perplexity_change"], found["agreement"], found["tasks"]) == (None, None, {"t": {"acc,none": 0.5}})
+    assert (found["perplexity_change"], found["agreement"], found["tasks"]) == (
+        None,
+        None,
+        {"t": {"acc,none": 0.5}},
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -52,7 +77,7 @@ def test_probabilities_that_are_none_make_no_figure(words: Tokenizer, value: flo
     assert found["perplexity"] is None
 
 
-def test_a_failed_probe_has_the_same_figures_and_they_are_none(words: Tokenizer) -> None:
+def test_questions_that_failed_have_the_same_figures_and_they_are_none(words: Tokenizer) -> None:
     found = assess({"failure": {"kind": "server_died"}}, REFERENCE, words)
 
     assert set(found) == set(FIGURES)

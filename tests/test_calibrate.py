@@ -12,7 +12,8 @@ from conftest import calibration
 
 
 def test_the_client_knows_its_error_and_its_ceiling() -> None:
-    found = json.loads(calibration())
+    _, content = calibration()
+    found = json.loads(content)
     [step] = found["steps"]
 
     assert step["streams"] == 2

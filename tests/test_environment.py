@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import environment
-from failure import Failure
+from pipeline.failure import Failure
 
 
 def index(folder: Path, *packages: str) -> tuple[str, dict[str, str]]:
@@ -22,17 +22,27 @@ def index(folder: Path, *packages: str) -> tuple[str, dict[str, str]]:
         wheel = folder / name / f"{name}-1.0-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr(f"{name}.py", "VALUE = 1\n")
-            archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-            archive.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(
+                f"{name}-1.0.dist-info/METADATA",
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+            )
+            archive.writestr(
+                f"{name}-1.0.dist-info/WHEEL",
+                "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            )
             archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
         hashes[name] = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        (folder / name / "index.html").write_text(f'<a href="{wheel.name}#sha256={hashes[name]}">{wheel.name}</a>')
+        (folder / name / "index.html").write_text(
+            f'<a href="{wheel.name}#sha256={hashes[name]}">{wheel.name}</a>'
+        )
     return folder.as_uri(), hashes
 
 
 def lock(folder: Path, hashes: dict[str, str]) -> Path:
     path = folder / "some.txt"
-    path.write_text("".join(f"{name}==1.0 \\\n    --hash=sha256:{value}\n" for name, value in hashes.items()))
+    path.write_text(
+        "".join(f"{name}==1.0 \\\n    --hash=sha256:{value}\n" for name, value in hashes.items())
+    )
     path.with_suffix(".in").write_text(f"# what is asked for\n{next(iter(hashes))}==1.0\n")
     return path
 
@@ -45,7 +55,9 @@ def no_other_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_first_index_lacks_comes_from_the_extra_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_first_index_lacks_comes_from_the_extra_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, hashes = index(tmp_path / "first", "alpha", "beta", "gamma")
     extra, more = index(tmp_path / "extra", "torchlike")
     monkeypatch.setenv("PIP_INDEX_URL", first)
@@ -58,18 +70,24 @@ def test_what_the_first_index_lacks_comes_from_the_extra_one(tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_package_that_is_nowhere_names_lock_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_nowhere_names_lock_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, hashes = index(tmp_path / "first", "alpha")
     monkeypatch.setenv("PIP_INDEX_URL", first)
 
-    with pytest.raises(Failure, match=r"No matching distribution found for missing==1\.0") as caught:
+    with pytest.raises(
+        Failure, match=r"No matching distribution found for missing==1\.0"
+    ) as caught:
         environment.install(lock(tmp_path, hashes | {"missing": "0" * 64}), None, tmp_path / "env")
     assert caught.value.kind == "install_failed"
     assert "extra_index_url" in caught.value.remedy
 
 
 @pytest.mark.slow
-def test_a_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_another_hash_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, hashes = index(tmp_path / "first", "alpha")
     monkeypatch.setenv("PIP_INDEX_URL", first)
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 import backends
-import experiment
-from failure import Failure
-from spec import Cell, from_json, to_json
+from config import experiment
+from config.schema import SCHEMA
+from pipeline.failure import Failure
+from pipeline.spec import Cell, from_json, to_json
 
 ROOT = Path(__file__).parent.parent
 DEFAULT: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -37,7 +38,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return config
 
 
-AWQ = {"name": "awq", "method": "llmcompressor", "calibration": {"prompts": {"source": "file", "path": "prompts/showdown.jsonl"}}}
+AWQ = {
+    "name": "awq",
+    "method": "llmcompressor",
+    "calibration": {"prompts": {"source": "file", "path": "prompts/showdown.jsonl"}},
+}
 BAD = [
     ("foo", 1, "unknown key 'foo'"),
     ("backends.1.optoins", {}, "backends[1]: unknown key 'optoins'; did you mean 'options'?"),
@@ -50,78 +55,236 @@ BAD = [
     ("rates", [0], "rates[0]: 0 is less than or equal to the minimum of 0"),
     ("speeds", [1], "speeds: no workload replays a trace"),
     ("load.burstiness", 0.5, "load.burstiness: only arrivals: gamma can be bursty, not poisson"),
-    ("load.arrivals", "weibull", "load.arrivals: 'weibull' is not one of ['constant', 'poisson', 'gamma']"),
-    ("workloads.0.output_length", "long", "workloads[0].output_length: 'long' is not one of ['natural', 'forced']"),
-    ("workloads.0.prompts", {"source": "trace", "path": "x.csv"}, "workloads[0].prompts: 'layout' is a required property"),
-    ("workloads.0.prompts", {"source": "trace", "path": "x.csv", "layout": "azure"}, "workloads[0].prompts.path: there is no file x.csv"),
-    ("concurrencies", [64], "server.max_sequences: 8 is less than the largest of concurrencies, 64"),
-    ("load.window_s", 0, "load.window_s: 0 is less than or equal to the minimum of 0"),
+    (
+        "load.arrivals",
+        "weibull",
+        "load.arrivals: 'weibull' is not one of ['constant', 'poisson', 'gamma']",
+    ),
+    (
+        "workloads.0.output_length",
+        "long",
+        "workloads[0].output_length: 'long' is not one of ['natural', 'forced']",
+    ),
+    (
+        "workloads.0.prompts",
+        {"source": "trace", "path": "x.csv"},
+        "workloads[0].prompts: 'layout' is a required property",
+    ),
+    (
+        "workloads.0.prompts",
+        {"source": "trace", "path": "x.csv", "layout": "azure"},
+        "workloads[0].prompts.path: there is no file x.csv",
+    ),
+    (
+        "concurrencies",
+        [64],
+        "server.max_sequences: 8 is less than the largest of concurrencies, 64",
+    ),
+    ("load.window_s", 0, "load.window_s: 0 is less than the minimum of 0.1"),
     ("models.0.gguf", None, "models[0]: 'gguf' is a required property"),
-    ("models.0.source", "torrent", "models[0].source: 'torrent' is not one of ['package', 'hub', 'folder', 'random']"),
+    (
+        "models.0.source",
+        "torrent",
+        "models[0].source: 'torrent' is not one of ['package', 'hub', 'folder', 'random']",
+    ),
     ("models.0.name", "a/b", "models[0].name: 'a/b' does not match"),
     ("models.0.name", "-a", "models[0].name: '-a' does not match"),
     ("backends.-", {"name": "vllm"}, "backends: the name 'vllm' stands 2 times"),
-    ("backends.0.adapter", "openvno", "backends[0].adapter: there is no backend 'openvno'; there are: llamacpp, lmdeploy, mlc_llm"),
-    ("backends.0.options", {"x": 1}, "backends[0].options: llamacpp has no option 'x'; it has: none"),
-    ("server.device", "gpu", "backends[0]: llamacpp runs on cpu, and server.device is gpu. Set server.device"),
+    (
+        "backends.0.adapter",
+        "openvno",
+        "backends[0].adapter: there is no backend 'openvno'; there are: llamacpp, lmdeploy, mlc_llm",
+    ),
+    (
+        "backends.0.options",
+        {"x": 1},
+        "backends[0].options: llamacpp has no option 'x'; it has: none",
+    ),
+    (
+        "server.device",
+        "gpu",
+        "backends[0]: llamacpp runs on cpu, and server.device is gpu. Set server.device",
+    ),
     ("server.policy", "fair", "server.policy: 'fair' is not one of ['equal', 'as_shipped']"),
     ("backends.-", {"name": "tgi"}, "backends[3]: tgi runs on gpu, and server.device is cpu"),
-    ("backends.-", {"name": "tgi"}, "backends[3].python: name the interpreter that has tgi for the GPU, or write `runtime: docker`"),
-    ("backends.0.image", "x:1", "backends[0].image: the runtime process uses no image; write `runtime: docker`"),
-    ("backends.0.runtime", "lxc", "backends[0].runtime: 'lxc' is not one of ['process', 'docker', 'podman', 'apptainer']"),
-    ("backends.0.python", "/nowhere/python", "backends[0].python: there is no interpreter /nowhere/python"),
-    ("backends.0", {"name": "llamacpp", "runtime": "docker", "python": "/bin/sh"}, "backends[0].python: in a container the image's own interpreter runs"),
-    ("models.0.backends", ["tgi"], "models[0].backends: there is none called 'tgi'; there are: llamacpp, openvino, vllm"),
-    ("models.0.quantizations", ["awq"], "models[0].quantizations: there is none called 'awq'; there are: none"),
-    ("backends.2.options", {"kv_cache_gib": "a"}, "backends[2].options.kv_cache_gib: 'a' is not of type int"),
-    ("backends.0.quantizations", ["awq"], "backends[0].quantizations: there is no quantization 'awq'; there are: none"),
+    (
+        "backends.-",
+        {"name": "tgi"},
+        "backends[3].python: name the interpreter that has tgi for the GPU, or write `runtime: docker`",
+    ),
+    (
+        "backends.0.image",
+        "x:1",
+        "backends[0].image: the runtime process uses no image; write `runtime: docker`",
+    ),
+    (
+        "backends.0.runtime",
+        "lxc",
+        "backends[0].runtime: 'lxc' is not one of ['process', 'docker', 'podman', 'apptainer']",
+    ),
+    (
+        "backends.0.python",
+        "/nowhere/python",
+        "backends[0].python: there is no interpreter /nowhere/python",
+    ),
+    (
+        "backends.0",
+        {"name": "llamacpp", "runtime": "docker", "python": "/bin/sh"},
+        "backends[0].python: in a container the image's own interpreter runs",
+    ),
+    (
+        "models.0.backends",
+        ["tgi"],
+        "models[0].backends: there is none called 'tgi'; there are: llamacpp, openvino, vllm",
+    ),
+    (
+        "models.0.quantizations",
+        ["awq"],
+        "models[0].quantizations: there is none called 'awq'; there are: none",
+    ),
+    (
+        "backends.2.options",
+        {"kv_cache_gib": "a"},
+        "backends[2].options.kv_cache_gib: 'a' is not of type int",
+    ),
+    (
+        "backends.0.quantizations",
+        ["awq"],
+        "backends[0].quantizations: there is no quantization 'awq'; there are: none",
+    ),
     (
         "quantizations.-",
         {"name": "q8", "method": "gguf", "type": "Q8_0"},
         "backends[2]: vllm cannot serve the quantization 'q8' (method gguf, layout gguf); it serves: none, autoawq (layout awq),"
         " llmcompressor (layout compressed-tensors), lmdeploy (layout awq). Write `quantizations: [none]` in this entry, or drop 'q8'.",
     ),
-    ("quantizations.-", {"name": "q", "method": "mlc", "type": "q4f16_1"}, "backends[2]: vllm cannot serve the quantization 'q' (method mlc); it serves: none, autoawq"),
-    ("quantizations.-", AWQ, "backends[0]: llamacpp cannot serve the quantization 'awq' (method llmcompressor, layout compressed-tensors); it serves: none, gguf (layout gguf)."),
-    ("quantizations.-", AWQ | {"bits": 8}, "quantizations[1].bits: llmcompressor cannot give 8; it gives: 4."),
-    ("quantizations.-", AWQ | {"layout": "awq"}, "quantizations[1].layout: llmcompressor cannot give awq; it gives: compressed-tensors."),
-    ("quantizations.-", AWQ | {"method": "autoawq", "symmetric": True}, "quantizations[1].symmetric: autoawq cannot give True; it gives: False."),
-    ("quantizations.-", AWQ | {"method": "mlc", "type": "q4f16_1"}, "quantizations[1]: unknown key 'calibration'"),
-    ("quantizations.-", {"name": "q", "method": "modelopt", "type": "fp8", "layout": "awq"}, "quantizations[1].layout: the method modelopt writes none; drop it."),
-    ("quantizations.-", {"name": "q", "method": "llmcompressor"}, "quantizations[1]: 'calibration' is a required property"),
-    ("quantizations.-", {"name": "q", "method": "openvino", "python": "/nowhere"}, "quantizations[1].python: there is no interpreter /nowhere"),
+    (
+        "quantizations.-",
+        {"name": "q", "method": "mlc", "type": "q4f16_1"},
+        "backends[2]: vllm cannot serve the quantization 'q' (method mlc); it serves: none, autoawq",
+    ),
+    (
+        "quantizations.-",
+        AWQ,
+        "backends[0]: llamacpp cannot serve the quantization 'awq' (method llmcompressor, layout compressed-tensors); it serves: none, gguf (layout gguf).",
+    ),
+    (
+        "quantizations.-",
+        AWQ | {"bits": 8},
+        "quantizations[1].bits: llmcompressor cannot give 8; it gives: 4.",
+    ),
+    (
+        "quantizations.-",
+        AWQ | {"layout": "awq"},
+        "quantizations[1].layout: llmcompressor cannot give awq; it gives: compressed-tensors.",
+    ),
+    (
+        "quantizations.-",
+        AWQ | {"method": "autoawq", "symmetric": True},
+        "quantizations[1].symmetric: autoawq cannot give True; it gives: False.",
+    ),
+    (
+        "quantizations.-",
+        AWQ | {"method": "mlc", "type": "q4f16_1"},
+        "quantizations[1]: unknown key 'calibration'",
+    ),
+    (
+        "quantizations.-",
+        {"name": "q", "method": "modelopt", "type": "fp8", "layout": "awq"},
+        "quantizations[1].layout: the method modelopt writes none; drop it.",
+    ),
+    (
+        "quantizations.-",
+        {"name": "q", "method": "llmcompressor"},
+        "quantizations[1]: 'calibration' is a required property",
+    ),
+    (
+        "quantizations.-",
+        {"name": "q", "method": "openvino", "python": "/nowhere"},
+        "quantizations[1].python: there is no interpreter /nowhere",
+    ),
     (
         "quantizations.-",
         AWQ | {"calibration": {"prompts": {"source": "file", "path": "nowhere.jsonl"}}},
         "quantizations[1].calibration.prompts.path: there is no file nowhere.jsonl",
     ),
-    ("evaluation.text.path", "nowhere.jsonl", "evaluation.text.path: there is no file nowhere.jsonl"),
-    ("evaluation.prompts", {"source": "trace", "path": "prompts/showdown.jsonl", "layout": "azure"}, "evaluation.prompts.source: a trace holds no texts"),
+    (
+        "evaluation.text.path",
+        "nowhere.jsonl",
+        "evaluation.text.path: there is no file nowhere.jsonl",
+    ),
+    (
+        "evaluation.prompts",
+        {"source": "trace", "path": "prompts/showdown.jsonl", "layout": "azure"},
+        "evaluation.prompts.source: a trace holds no texts",
+    ),
     ("evaluation.text.pth", "x", "evaluation.text: unknown key 'pth'; did you mean 'path'?"),
-    ("evaluation.prompts.source", "torrent", "evaluation.prompts.source: 'torrent' is not one of ['file', 'hub', 'trace']"),
-    ("evaluation.tasks", {"names": ["x"], "path": "nowhere"}, "evaluation.tasks.path: there is no folder nowhere with tasks"),
+    (
+        "evaluation.prompts.source",
+        "torrent",
+        "evaluation.prompts.source: 'torrent' is not one of ['file', 'hub', 'trace']",
+    ),
+    (
+        "evaluation.tasks",
+        {"names": ["x"], "path": "nowhere"},
+        "evaluation.tasks.path: there is no folder nowhere with tasks",
+    ),
     ("evaluation.tasks", {"names": ["../x"]}, "evaluation.tasks.names[0]: '../x' does not match"),
-    ("evaluation.perplexity", 5, "evaluation: unknown key 'perplexity'; did you mean 'perplexity_percent'?"),
-    ("quantizations.-", {"name": "q8", "method": "gguf"}, "quantizations[1]: 'type' is a required property"),
-    ("workloads.0.prompts.path", "nowhere.jsonl", "workloads[0].prompts.path: there is no file nowhere.jsonl"),
-    ("workloads.0.prompts.path", "/dev/null", "workloads[0].prompts.path: there is no file /dev/null"),
-    ("workloads.0.prompts.min_tokens", 500, "workloads[0].prompts.min_tokens: 500 is more than max_tokens"),
-    ("models.0", {"name": "m", "source": "folder", "path": "nowhere"}, "models[0].path: there is no folder nowhere"),
-    ("models.0", {"name": "m", "source": "folder", "path": "scripts"}, "models[0].path: scripts has no config.json; name a Hugging Face folder"),
+    (
+        "evaluation.perplexity",
+        5,
+        "evaluation: unknown key 'perplexity'; did you mean 'perplexity_percent'?",
+    ),
+    (
+        "quantizations.-",
+        {"name": "q8", "method": "gguf"},
+        "quantizations[1]: 'type' is a required property",
+    ),
+    (
+        "workloads.0.prompts.path",
+        "nowhere.jsonl",
+        "workloads[0].prompts.path: there is no file nowhere.jsonl",
+    ),
+    (
+        "workloads.0.prompts.path",
+        "/dev/null",
+        "workloads[0].prompts.path: there is no file /dev/null",
+    ),
+    (
+        "workloads.0.prompts.min_tokens",
+        500,
+        "workloads[0].prompts.min_tokens: 500 is more than max_tokens",
+    ),
+    (
+        "models.0",
+        {"name": "m", "source": "folder", "path": "nowhere"},
+        "models[0].path: there is no folder nowhere",
+    ),
+    (
+        "models.0",
+        {"name": "m", "source": "folder", "path": "scripts"},
+        "models[0].path: scripts has no config.json; name a Hugging Face folder",
+    ),
     (
         "models.0",
         {
             "name": "m",
             "source": "random",
             "architecture": {"model_type": "llama", "vocab_size": 9},
-            "tokenizer": {"source": "random", "architecture": {"model_type": "llama", "vocab_size": 9}, "tokenizer": {"source": "folder", "path": "x"}},
+            "tokenizer": {
+                "source": "random",
+                "architecture": {"model_type": "llama", "vocab_size": 9},
+                "tokenizer": {"source": "folder", "path": "x"},
+            },
         },
         "models[0].tokenizer.source: random weights need a real tokenizer",
     ),
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[f"{path}={str(value)[:20]}" for path, value, _ in BAD])
+@pytest.mark.parametrize(
+    ("path", "value", "message"), BAD, ids=[f"{path}={str(value)[:20]}" for path, value, _ in BAD]
+)
 def test_bad_input_names_file_key_and_remedy(path: str, value: Any, message: str) -> None:
     with pytest.raises(experiment.ConfigError) as caught:
         experiment.load(changed(path, value), "my.yaml")
@@ -131,7 +294,13 @@ def test_bad_input_names_file_key_and_remedy(path: str, value: Any, message: str
 
 
 HUB = {"name": "m", "source": "hub", "repo_id": "owner/m"}
-DOLLY = {"source": "hub", "repo_id": "databricks/databricks-dolly-15k", "file": "databricks-dolly-15k.jsonl", "rules": "study", "max_tokens": 200}
+DOLLY = {
+    "source": "hub",
+    "repo_id": "databricks/databricks-dolly-15k",
+    "file": "databricks-dolly-15k.jsonl",
+    "rules": "study",
+    "max_tokens": 200,
+}
 
 
 def test_revisions_that_are_no_commits_are_pinned_and_commits_are_not() -> None:
@@ -141,11 +310,25 @@ def test_revisions_that_are_no_commits_are_pinned_and_commits_are_not() -> None:
         asked.append((kind, name, revision))
         return "c" * 40
 
-    config = changed("workloads.0.prompts", DOLLY) | {"models": [HUB, HUB | {"name": "n", "revision": "v1"}, HUB | {"name": "o", "revision": "0" * 40}]}
+    config = changed("workloads.0.prompts", DOLLY) | {
+        "models": [
+            HUB,
+            HUB | {"name": "n", "revision": "v1"},
+            HUB | {"name": "o", "revision": "0" * 40},
+        ]
+    }
     planned = experiment.load(config, pin=pin)
 
-    assert asked == [("model", "owner/m", "main"), ("model", "owner/m", "v1"), ("dataset", "databricks/databricks-dolly-15k", "main")]
-    assert [planned.models[name].weights.revision for name in "mno"] == ["c" * 40, "c" * 40, "0" * 40]
+    assert asked == [
+        ("model", "owner/m", "main"),
+        ("model", "owner/m", "v1"),
+        ("dataset", "databricks/databricks-dolly-15k", "main"),
+    ]
+    assert [planned.models[name].weights.revision for name in "mno"] == [
+        "c" * 40,
+        "c" * 40,
+        "0" * 40,
+    ]
     assert planned.workloads["chat"].prompts.revision == "c" * 40
 
 
@@ -153,19 +336,38 @@ def test_a_revision_that_cannot_be_pinned_is_a_problem_of_the_configuration() ->
     def pin(*_: str) -> str:
         raise Failure("download_failed", "owner/m at main: access is gated.", "Ask for access.")
 
-    with pytest.raises(experiment.ConfigError, match=r"my\.yaml: owner/m at main: access is gated\. Ask for access\."):
+    with pytest.raises(
+        experiment.ConfigError,
+        match=r"my\.yaml: owner/m at main: access is gated\. Ask for access\.",
+    ):
         experiment.load(changed("models.0", HUB), "my.yaml", pin)
 
 
 def test_the_studys_rules_fill_what_the_configuration_leaves_open() -> None:
-    prompts = experiment.load(changed("workloads.0.prompts", copy.deepcopy(DOLLY))).workloads["chat"].prompts
+    prompts = (
+        experiment.load(changed("workloads.0.prompts", copy.deepcopy(DOLLY)))
+        .workloads["chat"]
+        .prompts
+    )
 
-    assert (prompts.columns, prompts.join, prompts.min_tokens, prompts.max_tokens) == (("context", "instruction"), "", 30, 200)
+    assert (prompts.columns, prompts.join, prompts.min_tokens, prompts.max_tokens) == (
+        ("context", "instruction"),
+        "",
+        30,
+        200,
+    )
 
 
 def test_code_of_a_model_is_trusted_only_where_the_configuration_says_so() -> None:
-    assert not any(cell.model.weights.trust_remote_code for cell in experiment.load(copy.deepcopy(DEFAULT)).cells())
-    assert experiment.load(changed("models.0", HUB | {"trust_remote_code": True})).models["m"].weights.trust_remote_code
+    assert not any(
+        cell.model.weights.trust_remote_code
+        for cell in experiment.load(copy.deepcopy(DEFAULT)).cells()
+    )
+    assert (
+        experiment.load(changed("models.0", HUB | {"trust_remote_code": True}))
+        .models["m"]
+        .weights.trust_remote_code
+    )
 
 
 def test_images_are_pinned_by_digest_and_digests_stay_as_they_are() -> None:
@@ -183,17 +385,33 @@ def test_images_are_pinned_by_digest_and_digests_stay_as_they_are() -> None:
     ]
     planned = experiment.load(changed("backends", served), pin=pin).backends
 
-    assert asked == [("image", "vllm/vllm-openai", "v0.31.0"), ("image", "localhost:5000/vllm", "latest")]
-    assert [planned[name].environment.image for name in "ab"] == ["vllm/vllm-openai@sha256:" + "d" * 64, "localhost:5000/vllm@sha256:" + "d" * 64]
+    assert asked == [
+        ("image", "vllm/vllm-openai", "v0.31.0"),
+        ("image", "localhost:5000/vllm", "latest"),
+    ]
+    assert [planned[name].environment.image for name in "ab"] == [
+        "vllm/vllm-openai@sha256:" + "d" * 64,
+        "localhost:5000/vllm@sha256:" + "d" * 64,
+    ]
     assert planned["c"].environment.image == "vllm@sha256:" + "e" * 64
-    assert (planned["d"].environment.kind, planned["d"].environment.image, planned["d"].environment.lock) == ("container", "python", "llamacpp")
+    assert (
+        planned["d"].environment.kind,
+        planned["d"].environment.image,
+        planned["d"].environment.lock,
+    ) == ("container", "python", "llamacpp")
 
 
 def test_a_model_is_served_only_as_it_says() -> None:
-    config = changed("models.-", DEFAULT["models"][0] | {"name": "other", "backends": ["llamacpp"], "quantizations": ["q8"]})
+    config = changed(
+        "models.-",
+        DEFAULT["models"][0] | {"name": "other", "backends": ["llamacpp"], "quantizations": ["q8"]},
+    )
     config["quantizations"].append({"name": "q8", "method": "gguf", "type": "Q8_0"})
     config["backends"][2]["quantizations"] = ["none"]
-    found = {(cell.model.name, cell.backend.name, cell.quantization.name) for cell in experiment.load(config).cells()}
+    found = {
+        (cell.model.name, cell.backend.name, cell.quantization.name)
+        for cell in experiment.load(config).cells()
+    }
 
     assert {entry for entry in found if entry[0] == "other"} == {("other", "llamacpp", "q8")}
     assert len(found) == 1 + 5
@@ -202,7 +420,9 @@ def test_a_model_is_served_only_as_it_says() -> None:
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("\n \n")
 
-    with pytest.raises(experiment.ConfigError, match=r"none\.jsonl is empty; it must hold one request a line"):
+    with pytest.raises(
+        experiment.ConfigError, match=r"none\.jsonl is empty; it must hold one request a line"
+    ):
         experiment.load(changed("workloads.0.prompts.path", str(tmp_path / "none.jsonl")))
 
 
@@ -210,18 +430,34 @@ def test_a_forced_length_is_refused_where_a_backend_cannot_force_it() -> None:
     config = changed("workloads.0.output_length", "forced")
     config["backends"] = [{"name": "transformers"}]
 
-    with pytest.raises(experiment.ConfigError, match=r"backends\[0\]: transformers cannot force the length of an answer, as workload 'chat' asks"):
+    with pytest.raises(
+        experiment.ConfigError,
+        match=r"backends\[0\]: transformers cannot force the length of an answer, as workload 'chat' asks",
+    ):
         experiment.load(config)
 
 
 def test_loads_of_every_kind_make_cells_and_speeds_only_those_of_a_trace(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
-    trace = {"name": "azure", "prompts": {"source": "trace", "path": str(tmp_path / "t.csv"), "layout": "azure"}, "max_tokens": 8}
-    config = changed("workloads.-", trace) | {"concurrencies": [8], "rates": [0.5], "speeds": [2], "backends": [{"name": "vllm"}]}
+    trace = {
+        "name": "azure",
+        "prompts": {"source": "trace", "path": str(tmp_path / "t.csv"), "layout": "azure"},
+        "max_tokens": 8,
+    }
+    config = changed("workloads.-", trace) | {
+        "concurrencies": [8],
+        "rates": [0.5],
+        "speeds": [2],
+        "backends": [{"name": "vllm"}],
+        "trials": 1,
+    }
 
     paths = {cell.path for cell in experiment.load(config).cells()}
 
-    assert paths == {f"smollm2-135m-instruct/none/vllm/{workload}/t1" for workload in ("chat/c8", "chat/r0.5", "azure/c8", "azure/r0.5", "azure/x2")}
+    assert paths == {
+        f"smollm2-135m-instruct/none/vllm/t1/{load}"
+        for load in ("chat/c8", "chat/r0.5", "azure/c8", "azure/r0.5", "azure/x2")
+    }
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -234,18 +470,23 @@ def test_every_problem_is_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_the_default_is_three_backends_at_two_concurrencies() -> None:
+def test_the_default_is_three_backends_at_two_concurrencies_three_times() -> None:
     cells = list(experiment.load(copy.deepcopy(DEFAULT)).cells())
 
     assert {cell.backend.name for cell in cells} == {"llamacpp", "openvino", "vllm"}
     assert len({cell.offered for cell in cells}) == 2
-    assert len({cell.path for cell in cells}) == len(cells) == 6
+    assert len({cell.path for cell in cells}) == len(cells) == 3 * 6
+    assert {cell.trial for cell in cells} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_can_be_planned(file: Path) -> None:
     """One that is laid over another is named after it, with a word more."""
-    files = [other for other in EXPERIMENTS if file.stem == other.stem or file.stem.startswith(f"{other.stem}-")]
+    files = [
+        other
+        for other in EXPERIMENTS
+        if file.stem == other.stem or file.stem.startswith(f"{other.stem}-")
+    ]
     config = copy.deepcopy(DEFAULT)
     for other in sorted(files, key=lambda path: len(path.stem)):
         config |= yaml.safe_load(other.read_text())
@@ -255,8 +496,6 @@ def test_every_experiment_can_be_planned(file: Path) -> None:
 
 def test_a_cell_survives_its_json() -> None:
     for cell in experiment.load(copy.deepcopy(DEFAULT)).cells():
-        import json
-
         assert from_json(Cell, json.loads(to_json(cell))) == cell
 
 
@@ -264,7 +503,9 @@ def test_the_order_of_keys_changes_no_specification() -> None:
     backwards = {key: DEFAULT[key] for key in reversed(DEFAULT)}
     backwards["models"] = [dict(reversed(entry.items())) for entry in DEFAULT["models"]]
 
-    assert [to_json(cell) for cell in experiment.load(copy.deepcopy(DEFAULT)).cells()] == [to_json(cell) for cell in experiment.load(backwards).cells()]
+    assert [to_json(cell) for cell in experiment.load(copy.deepcopy(DEFAULT)).cells()] == [
+        to_json(cell) for cell in experiment.load(backwards).cells()
+    ]
 
 
 def test_a_model_folder_is_known_by_content_not_by_time(tmp_path: Path) -> None:
@@ -277,7 +518,7 @@ def test_a_model_folder_is_known_by_content_not_by_time(tmp_path: Path) -> None:
 
 
 def test_the_schema_describes_every_key() -> None:
-    schema = yaml.safe_load(experiment.SCHEMA.read_text())
+    schema = yaml.safe_load(SCHEMA.read_text())
     assert schema["additionalProperties"] is False
 
     def undescribed(part: Any, where: str) -> list[str]:
@@ -324,14 +565,19 @@ PAIRS = {
 @pytest.mark.parametrize("name", backends.names())
 def test_a_backend_serves_these_methods_and_no_others(name: str) -> None:
     adapter = backends.load(name)
-    config = copy.deepcopy(DEFAULT) | {"backends": [{"name": name, "runtime": "docker", "image": "i@sha256:" + "0" * 64}]}
+    config = copy.deepcopy(DEFAULT) | {
+        "backends": [{"name": name, "runtime": "docker", "image": "i@sha256:" + "0" * 64}]
+    }
     config["server"] |= {"device": sorted(adapter.DEVICES)[0]}
     for method, entry in MADE.items():
         config["quantizations"] = [entry | {"name": method}]
         if method in PAIRS[name]:
             assert experiment.load(copy.deepcopy(config)).served == {name: [method]}
             continue
-        with pytest.raises(experiment.ConfigError, match=rf"{name} cannot serve the quantization '{method}' .* Name a quantization that it serves, or drop '{method}'"):
+        with pytest.raises(
+            experiment.ConfigError,
+            match=rf"{name} cannot serve the quantization '{method}' .* Name a quantization that it serves, or drop '{method}'",
+        ):
             experiment.load(copy.deepcopy(config))
 
 
@@ -340,9 +586,19 @@ def test_a_quantization_is_typed_with_its_environment_and_seed() -> None:
     config["backends"] = [{"name": "vllm"}]
     made = experiment.load(config).quantizations["awq"]
 
-    assert (made.layout, made.bits, made.group_size, made.symmetric, made.grid, made.seed) == ("compressed-tensors", 4, 64, False, 20, DEFAULT["seed"])
+    assert (made.layout, made.bits, made.group_size, made.symmetric, made.grid, made.seed) == (
+        "compressed-tensors",
+        4,
+        64,
+        False,
+        20,
+        DEFAULT["seed"],
+    )
     assert made.environment
-    assert (made.environment.lock, made.calibration and made.calibration.samples) == ("llmcompressor", 128)
+    assert (made.environment.lock, made.calibration and made.calibration.samples) == (
+        "llmcompressor",
+        128,
+    )
     assert from_json(type(made), json.loads(to_json(made))) == made
     config["quantizations"][1] |= {"python": sys.executable, "seed": 3}
     own = experiment.load(config).quantizations["awq"]
@@ -351,10 +607,20 @@ def test_a_quantization_is_typed_with_its_environment_and_seed() -> None:
 
 
 def test_random_weights_are_never_judged() -> None:
-    config = changed("models.-", {"name": "noise", "source": "random", "architecture": {"model_type": "llama", "vocab_size": 49152}, "tokenizer": dict(DEFAULT["models"][0])})
+    config = changed(
+        "models.-",
+        {
+            "name": "noise",
+            "source": "random",
+            "architecture": {"model_type": "llama", "vocab_size": 49152},
+            "tokenizer": dict(DEFAULT["models"][0]),
+        },
+    )
     for name in ("name", "note", "licence"):
         config["models"][1]["tokenizer"].pop(name)
     judged = experiment.load(config).evaluated()
 
-    assert {served.path for served in judged} == {f"smollm2-135m-instruct/none/{name}" for name in ("llamacpp", "openvino", "vllm")}
+    assert {served.path for served in judged} == {
+        f"smollm2-135m-instruct/none/{name}" for name in ("llamacpp", "openvino", "vllm")
+    }
     assert experiment.load(changed("evaluation", {})).evaluated() == []

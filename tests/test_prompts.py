@@ -9,16 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prompts
 from conftest import ROOT
-from failure import Failure
-from spec import Prompts
+from data import sampling
+from pipeline.failure import Failure
+from pipeline.spec import Prompts
 
 OURS = ROOT / "prompts/showdown.jsonl"
 
 
 def asked(**changes: Any) -> Prompts:
-    return Prompts(**({"source": "file", "columns": ("context", "instruction"), "join": "\n\n", "min_tokens": 0, "max_tokens": 1000} | changes))
+    return Prompts(
+        **(
+            {
+                "source": "file",
+                "columns": ("context", "instruction"),
+                "join": "\n\n",
+                "min_tokens": 0,
+                "max_tokens": 1000,
+            }
+            | changes
+        )
+    )
 
 
 def words(text: str) -> int:
@@ -26,46 +37,76 @@ def words(text: str) -> int:
 
 
 def test_our_own_set_covers_the_eight_categories() -> None:
-    rows = prompts.rows(OURS, asked())
+    rows = sampling.rows(OURS, asked())
 
     assert len(rows) >= 60
     assert Counter(row["category"] for row in rows) == dict.fromkeys(
-        ["brainstorming", "classification", "closed_qa", "creative_writing", "general_qa", "information_extraction", "open_qa", "summarization"], len(rows) // 8
+        [
+            "brainstorming",
+            "classification",
+            "closed_qa",
+            "creative_writing",
+            "general_qa",
+            "information_extraction",
+            "open_qa",
+            "summarization",
+        ],
+        len(rows) // 8,
     )
     assert len({row["instruction"] + row["context"] for row in rows}) == len(rows)
 
 
 def test_context_and_instruction_are_joined_and_an_empty_one_leaves_no_seam() -> None:
-    rows = [{"instruction": "Why?", "context": "Rain fell."}, {"instruction": "Who?", "context": " "}]
+    rows = [
+        {"instruction": "Why?", "context": "Rain fell."},
+        {"instruction": "Who?", "context": " "},
+    ]
 
-    chosen = prompts.choose(rows, asked(), 1, words)
+    chosen = sampling.choose(rows, asked(), 1, words)
 
     assert sorted(one["turns"] for one in chosen) == [["Rain fell.\n\nWhy?"], ["Who?"]]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 20), st.integers(1, 40), st.integers(0, 9))
-def test_the_choice_keeps_the_bounds_and_repeats_nothing(lengths: list[int], low: int, more: int, count: int, seed: int) -> None:
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.integers(1, 30),
+    st.integers(0, 20),
+    st.integers(1, 40),
+    st.integers(0, 9),
+)
+def test_the_choice_keeps_the_bounds_and_repeats_nothing(
+    lengths: list[int], low: int, more: int, count: int, seed: int
+) -> None:
     rows = [{"instruction": "w " * length, "context": ""} for length in lengths]
     fitting = [number for number, length in enumerate(lengths) if low <= length <= low + more]
     wanted = asked(min_tokens=low, max_tokens=low + more, count=count)
     if not fitting:
         with pytest.raises(Failure, match="No prompt has between"):
-            prompts.choose(rows, wanted, seed, words)
+            sampling.choose(rows, wanted, seed, words)
         return
 
-    chosen = prompts.choose(rows, wanted, seed, words)
+    chosen = sampling.choose(rows, wanted, seed, words)
 
     assert len(chosen) == min(count, len(fitting))
     assert len({one["id"] for one in chosen}) == len(chosen)
     assert {one["id"] for one in chosen} <= set(fitting)
     assert all(one["tokens"] == lengths[one["id"]] for one in chosen)
-    assert chosen == prompts.choose(rows, wanted, seed, words)
+    assert chosen == sampling.choose(rows, wanted, seed, words)
 
 
-@pytest.mark.parametrize(("line", "words"), [("{broken", "line 2: not JSON"), (json.dumps({"question": "?"}), "line 2: no column context, instruction; there are question")])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{broken", "line 2: not JSON"),
+        (
+            json.dumps({"question": "?"}),
+            "line 2: no column context, instruction; there are question",
+        ),
+    ],
+)
 def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"instruction": "a", "context": ""}) + "\n" + line + "\n")
 
     with pytest.raises(Failure, match="p.jsonl, " + words):
-        prompts.rows(file, asked())
+        sampling.rows(file, asked())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import store
+from pipeline import store
 
 
 def make(folder: Path) -> dict[str, Any]:
@@ -19,7 +19,9 @@ def make(folder: Path) -> dict[str, Any]:
 
 def test_an_artefact_is_made_once(tmp_path: Path) -> None:
     made = store.obtain(tmp_path, "stage", {"a": 1}, "code", make)
-    found = store.obtain(tmp_path, "stage", {"a": 1}, "code", lambda folder: pytest.fail("made twice"))
+    found = store.obtain(
+        tmp_path, "stage", {"a": 1}, "code", lambda folder: pytest.fail("made twice")
+    )
 
     assert found == made
     assert made.file("fact").read_bytes() == b"12345"
@@ -28,8 +30,13 @@ def test_an_artefact_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spec", "code"), [({"a": 2}, "code"), ({"a": 1}, "other")])
-def test_another_specification_or_code_is_another_artefact(tmp_path: Path, spec: dict[str, int], code: str) -> None:
-    assert store.obtain(tmp_path, "stage", spec, code, make).path != store.obtain(tmp_path, "stage", {"a": 1}, "code", make).path
+def test_another_specification_or_code_is_another_artefact(
+    tmp_path: Path, spec: dict[str, int], code: str
+) -> None:
+    assert (
+        store.obtain(tmp_path, "stage", spec, code, make).path
+        != store.obtain(tmp_path, "stage", {"a": 1}, "code", make).path
+    )
 
 
 def test_a_failed_make_leaves_nothing(tmp_path: Path) -> None:
@@ -49,7 +56,9 @@ def test_a_half_made_entry_is_not_taken_for_whole(tmp_path: Path) -> None:
     (entry / "data").mkdir(parents=True)
     (entry / "data" / "half").write_bytes(b"1")
 
-    assert [one["path"] for one in store.obtain(tmp_path, "stage", {}, "", make).files] == ["sub/bytes"]
+    assert [one["path"] for one in store.obtain(tmp_path, "stage", {}, "", make).files] == [
+        "sub/bytes"
+    ]
 
 
 def truncate(path: Path) -> None:
@@ -61,8 +70,17 @@ def change_content(path: Path) -> None:
     os.utime(path, (1, 1))
 
 
-@pytest.mark.parametrize(("harm", "reason"), [(Path.unlink, "is gone"), (truncate, "has 3 bytes instead of 5"), (change_content, "has changed")])
-def test_lost_bytes_are_noticed_and_made_again(tmp_path: Path, harm: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (Path.unlink, "is gone"),
+        (truncate, "has 3 bytes instead of 5"),
+        (change_content, "has changed"),
+    ],
+)
+def test_lost_bytes_are_noticed_and_made_again(
+    tmp_path: Path, harm: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     made = store.obtain(tmp_path, "stage", {}, "", make)
     harm(made.file("fact"))
 
@@ -84,10 +102,14 @@ def test_bytes_that_lie_elsewhere_stay_there(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "bytes").write_bytes(b"1")
 
-    made = store.obtain(tmp_path / "store", "stage", {}, "", lambda folder: {"path": str(elsewhere)})
+    made = store.obtain(
+        tmp_path / "store", "stage", {}, "", lambda folder: {"path": str(elsewhere)}
+    )
 
     assert made.path == str(elsewhere)
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["bytes"], "no file of ours in somebody else's cache"
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["bytes"], (
+        "no file of ours in somebody else's cache"
+    )
     assert store.lost(made) is None
 
 
@@ -99,7 +121,10 @@ def test_two_makers_of_one_artefact_wait_for_each_other(tmp_path: Path) -> None:
         time.sleep(0.3)
         return make(folder)
 
-    threads = [threading.Thread(target=store.obtain, args=(tmp_path, "stage", {}, "", slow)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=store.obtain, args=(tmp_path, "stage", {}, "", slow))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-import prompts
-import traces
-from failure import Failure
-from spec import Prompts
-from traces import Arrival
+from data import traces
+from data.traces import Arrival
+from pipeline.failure import Failure
+from pipeline.spec import Prompts
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -48,11 +47,18 @@ def test_azure(azure: Path) -> None:
 
 
 def test_mooncake(mooncake: Path) -> None:
-    assert traces.read(mooncake, "mooncake", None) == [Arrival(0, 600, 5, (46, 47)), Arrival(3.5, 1024, 500, (46, 99))]
+    assert traces.read(mooncake, "mooncake", None) == [
+        Arrival(0, 600, 5, (46, 47)),
+        Arrival(3.5, 1024, 500, (46, 99)),
+    ]
 
 
 BAD = [
-    ("azure", "TIMESTAMP,Tokens\n2023-11-16 18:15:46,3\n", "request 1: not the layout 'azure': there is no 'ContextTokens'"),
+    (
+        "azure",
+        "TIMESTAMP,Tokens\n2023-11-16 18:15:46,3\n",
+        "request 1: not the layout 'azure': there is no 'ContextTokens'",
+    ),
     ("azure", "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,3,4\n", "request 1"),
     ("azure", AZURE + "2023-11-16 18:00:00,3,4\n", "request 4: .* its time goes back"),
     ("azure", AZURE + "2023-11-16 18:17:00,0,4\n", "request 4: .* a request of 0 tokens"),
@@ -62,7 +68,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("layout", "text", "words"), BAD)
-def test_a_file_of_another_layout_is_told_with_its_first_bad_request(tmp_path: Path, layout: str, text: str, words: str) -> None:
+def test_a_file_of_another_layout_is_told_with_its_first_bad_request(
+    tmp_path: Path, layout: str, text: str, words: str
+) -> None:
     (tmp_path / "t").write_text(text)
 
     with pytest.raises(Failure, match=words):
@@ -74,21 +82,31 @@ def passages(tokenizer: Tokenizer) -> traces.Passages:
     return traces.Passages(" ".join(f"w{number}" for number in range(3000)), tokenizer)
 
 
-def test_texts_have_the_lengths_of_the_trace_and_keep_its_order(azure: Path, passages: traces.Passages) -> None:
+def test_texts_have_the_lengths_of_the_trace_and_keep_its_order(
+    azure: Path, passages: traces.Passages
+) -> None:
     asked = Prompts("trace", (), "", min_tokens=380, max_tokens=1000)
     arrivals = traces.read(azure, "azure", None)
 
-    made = prompts.replay(arrivals, asked, 1, passages, lambda text: len(text.split()))
+    made = traces.replay(arrivals, asked, 1, passages, lambda text: len(text.split()))
 
     assert [one["tokens"] for one in made] == [396, 879]
     assert [one["max_tokens"] for one in made] == [109, 55]
     assert [one["at_s"] for one in made] == pytest.approx([0, 9.004831])
-    assert made == prompts.replay(arrivals, asked, 1, passages, lambda text: len(text.split()))
-    assert made[0]["turns"] != prompts.replay(arrivals, asked, 2, passages, lambda text: len(text.split()))[0]["turns"]
+    assert made == traces.replay(arrivals, asked, 1, passages, lambda text: len(text.split()))
+    assert (
+        made[0]["turns"]
+        != traces.replay(arrivals, asked, 2, passages, lambda text: len(text.split()))[0]["turns"]
+    )
 
 
-def test_equal_blocks_are_equal_text_and_others_are_not(mooncake: Path, passages: traces.Passages) -> None:
-    first, second = (passages.prompt(arrival, number, 1).split() for number, arrival in enumerate(traces.read(mooncake, "mooncake", None)))
+def test_equal_blocks_are_equal_text_and_others_are_not(
+    mooncake: Path, passages: traces.Passages
+) -> None:
+    first, second = (
+        passages.prompt(arrival, number, 1).split()
+        for number, arrival in enumerate(traces.read(mooncake, "mooncake", None))
+    )
 
     assert (len(first), len(second)) == (600, 1024)
     assert first[:512] == second[:512]
@@ -96,5 +114,9 @@ def test_equal_blocks_are_equal_text_and_others_are_not(mooncake: Path, passages
 
 
 def test_a_trace_of_which_nothing_fits_is_refused(azure: Path, passages: traces.Passages) -> None:
-    with pytest.raises(Failure, match="No prompt has between 0 and 10 tokens; they have 374 to 879"):
-        prompts.replay(traces.read(azure, "azure", None), Prompts("trace", (), "", 0, 10), 1, passages, len)
+    with pytest.raises(
+        Failure, match="No prompt has between 0 and 10 tokens; they have 374 to 879"
+    ):
+        traces.replay(
+            traces.read(azure, "azure", None), Prompts("trace", (), "", 0, 10), 1, passages, len
+        )

@@ -18,13 +18,17 @@ import uvloop
 from tokenizers import Tokenizer
 
 from loadgen import conversation, drive
+from loadgen.reader import read
 from loadgen.schedule import Shape
 from loadgen.worker import Job
 from metrics import cells
-from metrics.records import read
 from metrics.requests import frame
 
-BODY = {"model": "paced", "stream": True, "messages": [{"role": "user", "content": "Say something."}]}
+BODY = {
+    "model": "paced",
+    "stream": True,
+    "messages": [{"role": "user", "content": "Say something."}],
+}
 
 
 async def forever() -> None:
@@ -32,13 +36,38 @@ async def forever() -> None:
 
 
 def main() -> None:
-    port, streams, window_s, tokenizer = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+    port, streams, window_s, tokenizer = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        float(sys.argv[3]),
+        sys.argv[4],
+    )
     shape = Shape(ramp_s=0, window_s=window_s, users=streams)
-    workers = int(sys.argv[5]) if len(sys.argv) > 5 else drive.workers_for(shape, os.cpu_count() or 1)
-    work = Job("127.0.0.1", port, "/v1/chat/completions", timeout_s=60, shape=shape, seed=1, rest_s=0, warmup_requests=1, workers=workers)
+    workers = (
+        int(sys.argv[5]) if len(sys.argv) > 5 else drive.workers_for(shape, os.cpu_count() or 1)
+    )
+    work = Job(
+        "127.0.0.1",
+        port,
+        "/v1/chat/completions",
+        timeout_s=60,
+        shape=shape,
+        seed=1,
+        rest_s=0,
+        warmup_requests=1,
+        workers=workers,
+    )
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder, "records.arrow")
-        course = uvloop.run(drive.run(work, [[conversation.template(BODY)]], records, lambda line: print(line, file=sys.stderr), forever))
+        course = uvloop.run(
+            drive.run(
+                work,
+                [[conversation.template(BODY)]],
+                records,
+                lambda line: print(line, file=sys.stderr),
+                forever,
+            )
+        )
         table = read(records)
         # Only what was sent in the window: the load goes on behind it, and 10,000 answers a gigabyte.
         table = table[table.sent_ns < course.window_end_ns]

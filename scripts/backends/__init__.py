@@ -1,6 +1,6 @@
 """Backends: one file each, found by its name. A backend knows its server; it knows no runtime, no load, no Snakemake.
 
-A file gives what the class Adapter below lists. What a server program of our own needs lies in scripts/servers/<name>_server.py.
+A file gives what the class Adapter below lists. What a server program of our own needs lies in scripts/foreign/<name>_server.py.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from manifest import Manifest
+from foreign import PROGRAMS
+from pipeline.artifact import Manifest
 
 
 @dataclass(frozen=True)
 class Serve:
     """What a server is told, in words common to all backends.
 
-    `engine` is what `build` made, `python` the interpreter, `programs` the folder of our own server programs, all as the
+    `engine` is what `build` made, `python` the interpreter, `programs` the folder of our own programs, all as the
     server sees them: in a container they lie elsewhere.
     `equal`: whether max_sequences, prefix_caching and gpu_memory_share are to be set, or left to the backend's defaults.
     """
@@ -41,14 +42,14 @@ class Serve:
     prefix_caching: bool = False
     trust_remote_code: bool = False
     host: str = "127.0.0.1"
-    programs: Path = Path(__file__).parent.parent / "servers"
+    programs: Path = PROGRAMS
 
 
 @dataclass(frozen=True)
 class Build:
     """What an engine is built from and for: `weights` as the builder sees them, `folder` where the engine goes.
 
-    `type` is the quantization's own word, such as int4_awq; `programs` the folder of our own programs that make checkpoints.
+    `type` is the quantization's own word, such as int4_awq; `programs` that of our own programs.
     """
 
     weights: Manifest
@@ -62,7 +63,7 @@ class Build:
     tensor_parallel: int
     options: Any
     trust_remote_code: bool = False
-    programs: Path = Path(__file__).parent.parent / "checkpoints"
+    programs: Path = PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class Adapter(Protocol):
     CACHE         environment variable that names the folder of its compile cache, or None
     LIKELIHOOD    how it tells how likely it finds a text, or None where its API does not
     Options       frozen dataclass of its own options, plain types with defaults
+    RESET         may be left out: path that empties its prefix cache when it is posted to
+    PROGRAMS      may be left out: files of scripts/foreign that its build runs
     """
 
     ENVIRONMENT: str | None
@@ -165,11 +168,24 @@ class Adapter(Protocol):
 
 def names() -> list[str]:
     """Every backend there is: the files of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"
+    )
 
 
 def load(name: str) -> Adapter:
     return cast(Adapter, import_module(f"backends.{name}"))
+
+
+def reset_of(name: str) -> str | None:
+    """The path that empties a backend's prefix cache; None where there is none."""
+    path: str | None = getattr(load(name), "RESET", None)
+    return path
+
+
+def programs_of_build(name: str) -> list[str]:
+    """The programs of ours that a backend's build runs, relative to scripts/."""
+    return [f"foreign/{program}" for program in getattr(load(name), "PROGRAMS", ())]
 
 
 def never(_options: Any) -> bool:
@@ -179,8 +195,16 @@ def never(_options: Any) -> bool:
 
 def loaded_as_it_is(model: Manifest, weights: str) -> dict[str, Any]:
     """Facts of an engine that is the model itself: no bytes are copied."""
-    told: dict[str, Any] = {name: model.facts[name] for name in ("origin", "random", "layout") if name in model.facts}
-    return {"path": model.path, "files": model.files, weights: model.facts[weights], "form": model.facts[f"{weights}_form"], **told}
+    told: dict[str, Any] = {
+        name: model.facts[name] for name in ("origin", "random", "layout") if name in model.facts
+    }
+    return {
+        "path": model.path,
+        "files": model.files,
+        weights: model.facts[weights],
+        "form": model.facts[f"{weights}_form"],
+        **told,
+    }
 
 
 def says_nothing(_log: str, _info: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +214,13 @@ def says_nothing(_log: str, _info: dict[str, Any]) -> dict[str, Any]:
 
 def openai_chat(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
     """OpenAI's chat completions, streamed, with usage; the fields are those of its public reference."""
-    messages = [{"role": "system", "content": ask.system_prompt}] if ask.system_prompt is not None else []
-    messages += [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate((*ask.earlier, ask.prompt))]
+    messages = (
+        [{"role": "system", "content": ask.system_prompt}] if ask.system_prompt is not None else []
+    )
+    messages += [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate((*ask.earlier, ask.prompt))
+    ]
     return "/v1/chat/completions", {
         "model": serve.served_name,
         "messages": messages,
@@ -217,11 +246,26 @@ def openai_chat_min_tokens(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]
 
 def echo(ids: list[int], serve: Serve) -> list[tuple[str, dict[str, Any]]]:
     """OpenAI's plain completions with `echo` and `logprobs`: the prompt comes back with the probability of each of its tokens."""
-    return [("/v1/completions", {"model": serve.served_name, "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})]
+    return [
+        (
+            "/v1/completions",
+            {
+                "model": serve.served_name,
+                "prompt": ids,
+                "max_tokens": 1,
+                "temperature": 0,
+                "echo": True,
+                "logprobs": 1,
+            },
+        )
+    ]
 
 
 def read_echo(ids: list[int], answers: list[Any]) -> list[float]:
-    return [float(value) for value in answers[0]["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)]]
+    return [
+        float(value)
+        for value in answers[0]["choices"][0]["logprobs"]["token_logprobs"][1 : len(ids)]
+    ]
 
 
 ECHO = Likelihood(echo, read_echo, harness=True)

@@ -38,17 +38,48 @@ class Options:
 def command(serve: Serve) -> Command:
     """Prefix caching is off unless it is asked for; the share of memory is of what the weights leave free."""
     options = serve.options
-    argv = [serve.python, "-m", "lmdeploy", "serve", "api_server", str(serve.engine.file("hf")), "--backend", options.engine]
-    argv += ["--model-name", serve.served_name, "--server-name", serve.host, "--server-port", str(serve.port)]
-    argv += ["--tp", str(serve.tensor_parallel), "--session-len", str(serve.context_length), "--log-level", options.log_level]
+    argv = [
+        serve.python,
+        "-m",
+        "lmdeploy",
+        "serve",
+        "api_server",
+        str(serve.engine.file("hf")),
+        "--backend",
+        options.engine,
+    ]
+    argv += [
+        "--model-name",
+        serve.served_name,
+        "--server-name",
+        serve.host,
+        "--server-port",
+        str(serve.port),
+    ]
+    argv += [
+        "--tp",
+        str(serve.tensor_parallel),
+        "--session-len",
+        str(serve.context_length),
+        "--log-level",
+        options.log_level,
+    ]
     argv += ["--model-format", options.model_format] if options.model_format else []
     argv += ["--dtype", serve.dtype] if serve.dtype != "auto" else []
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     if serve.equal:
-        argv += ["--max-batch-size", str(serve.max_sequences), "--cache-max-entry-count", str(serve.gpu_memory_share)]
+        argv += [
+            "--max-batch-size",
+            str(serve.max_sequences),
+            "--cache-max-entry-count",
+            str(serve.gpu_memory_share),
+        ]
         argv += ["--enable-prefix-caching"] if serve.prefix_caching else []
     # TurboMind itself would log every step of every request.
-    return Command(argv + list(serve.args), {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TM_LOG_LEVEL": "WARNING"})
+    return Command(
+        argv + list(serve.args),
+        {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TM_LOG_LEVEL": "WARNING"},
+    )
 
 
 def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
@@ -62,7 +93,12 @@ def realised(log: str, info: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # The first is what it was told, the last what it made of that.
     *_, told = None, *re.finditer(r"TurbomindEngineConfig\((.*)\)", log)
-    for name, field in {"dtype": "dtype", "quantization": "model_format", "max_sequences": "max_batch_size", "context_length": "session_len"}.items():
+    for name, field in {
+        "dtype": "dtype",
+        "quantization": "model_format",
+        "max_sequences": "max_batch_size",
+        "context_length": "session_len",
+    }.items():
         match = re.search(rf"\b{field}='?([\w.-]+)'?", told.group(1)) if told else None
         if match and match.group(1) != "None":
             found[name] = int(match.group(1)) if match.group(1).isdigit() else match.group(1)

@@ -40,23 +40,75 @@ def builds(_options: Options) -> bool:
 def steps(build: Build) -> list[Command]:
     """Weights without a quantization of MLC's own are q0f16. The library holds context, chunk and batch, the weights do not."""
     quantization = build.type if build.method == "mlc" and build.type else "q0f16"
-    source, folder, program = str(build.weights.file("hf")), str(build.folder), [build.python, "-m", "mlc_llm"]
+    source, folder, program = (
+        str(build.weights.file("hf")),
+        str(build.folder),
+        [build.python, "-m", "mlc_llm"],
+    )
     convert = [*program, "convert_weight", source, "--quantization", quantization, "-o", folder]
-    config = [*program, "gen_config", source, "--quantization", quantization, "--conv-template", build.options.conv_template]
-    config += ["--context-window-size", str(build.context_length), "--prefill-chunk-size", str(build.options.prefill_chunk_size)]
-    config += ["--max-batch-size", str(build.max_sequences), "--tensor-parallel-shards", str(build.tensor_parallel), "-o", folder]
-    compile_ = [*program, "compile", f"{folder}/mlc-chat-config.json", "--device", "cuda", "--opt", build.options.opt, "-o", f"{folder}/lib.so"]
+    config = [
+        *program,
+        "gen_config",
+        source,
+        "--quantization",
+        quantization,
+        "--conv-template",
+        build.options.conv_template,
+    ]
+    config += [
+        "--context-window-size",
+        str(build.context_length),
+        "--prefill-chunk-size",
+        str(build.options.prefill_chunk_size),
+    ]
+    config += [
+        "--max-batch-size",
+        str(build.max_sequences),
+        "--tensor-parallel-shards",
+        str(build.tensor_parallel),
+        "-o",
+        folder,
+    ]
+    compile_ = [
+        *program,
+        "compile",
+        f"{folder}/mlc-chat-config.json",
+        "--device",
+        "cuda",
+        "--opt",
+        build.options.opt,
+        "-o",
+        f"{folder}/lib.so",
+    ]
     return [Command(argv, {}) for argv in (convert, config, compile_)]
 
 
 def command(serve: Serve) -> Command:
     """Mode 'server' is set under both policies: the default mode, 'local', works on four requests at a time."""
     engine = serve.engine.file("engine")
-    argv = [serve.python, "-m", "mlc_llm", "serve", str(engine), "--model-lib", str(engine / "lib.so"), "--mode", "server", "--device", "cuda"]
+    argv = [
+        serve.python,
+        "-m",
+        "mlc_llm",
+        "serve",
+        str(engine),
+        "--model-lib",
+        str(engine / "lib.so"),
+        "--mode",
+        "server",
+        "--device",
+        "cuda",
+    ]
     argv += ["--host", serve.host, "--port", str(serve.port), "--enable-debug"]
-    overrides = [f"tensor_parallel_shards={serve.tensor_parallel}", f"context_window_size={serve.context_length}"]
+    overrides = [
+        f"tensor_parallel_shards={serve.tensor_parallel}",
+        f"context_window_size={serve.context_length}",
+    ]
     if serve.equal:
-        overrides += [f"max_num_sequence={serve.max_sequences}", f"gpu_memory_utilization={serve.gpu_memory_share}"]
+        overrides += [
+            f"max_num_sequence={serve.max_sequences}",
+            f"gpu_memory_utilization={serve.gpu_memory_share}",
+        ]
         argv += ["--prefix-cache-mode", "radix" if serve.prefix_caching else "disable"]
     return Command([*argv, "--overrides", ";".join(overrides), *serve.args], {})
 

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching, behind the HTTP front end of ours in scripts/servers/openvino_server.py.
+"""OpenVINO GenAI's continuous batching, behind the HTTP front end of ours in scripts/foreign/openvino_server.py.
 
 It loads what its own exporter wrote, or a GGUF.
 """
@@ -21,6 +21,7 @@ LAYOUTS = frozenset({"gguf", "openvino"})
 READY = "/health"
 INFO = ()
 METRICS = None
+PROGRAMS = ("requantize.py",)
 FORCES_LENGTH = True
 CACHE = None
 LIKELIHOOD = ECHO
@@ -49,16 +50,47 @@ def steps(build: Build) -> list[Command]:
     facts = build.weights.facts
     if "openvino" in facts or facts.get("gguf_type") not in ROUNDED:
         return []
-    return [Command([build.python, str(build.programs / "requantize.py"), str(build.weights.file("gguf")), str(build.folder / "model.gguf"), "F16"], {})]
+    return [
+        Command(
+            [
+                build.python,
+                str(build.programs / "requantize.py"),
+                str(build.weights.file("gguf")),
+                str(build.folder / "model.gguf"),
+                "F16",
+            ],
+            {},
+        )
+    ]
 
 
 def model(serve: Serve) -> Path:
     facts = serve.engine.facts
-    return serve.engine.file("engine") / "model.gguf" if "engine" in facts else serve.engine.file("openvino" if "openvino" in facts else "gguf")
+    return (
+        serve.engine.file("engine") / "model.gguf"
+        if "engine" in facts
+        else serve.engine.file("openvino" if "openvino" in facts else "gguf")
+    )
 
 
 def command(serve: Serve) -> Command:
-    argv = [serve.python, str(serve.programs / "openvino_server.py"), "--model", str(model(serve)), "--alias", serve.served_name]
+    argv = [
+        serve.python,
+        str(serve.programs / "openvino_server.py"),
+        "--model",
+        str(model(serve)),
+        "--alias",
+        serve.served_name,
+    ]
     argv += ["--host", serve.host, "--port", str(serve.port), "--threads", str(serve.threads)]
-    argv += ["--sequences", str(serve.max_sequences), "--context", str(serve.context_length), "--kv-cache-gib", str(serve.options.kv_cache_gib)]
-    return Command(argv + (["--prefix-cache"] if serve.prefix_caching else []) + list(serve.args), {})
+    argv += [
+        "--sequences",
+        str(serve.max_sequences),
+        "--context",
+        str(serve.context_length),
+        "--kv-cache-gib",
+        str(serve.options.kv_cache_gib),
+    ]
+    return Command(
+        argv + (["--prefix-cache"] if serve.prefix_caching else []) + list(serve.args), {}
+    )

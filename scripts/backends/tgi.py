@@ -37,15 +37,34 @@ class Options:
 
 def command(serve: Serve) -> Command:
     """Arguments of the image's own entry point. Unsharded unless told: by default it takes every GPU it sees. A quantized model says so itself."""
-    argv = ["--model-id", str(serve.engine.file("hf")), "--served-model-name", serve.served_name, "--hostname", serve.host, "--port", str(serve.port)]
-    argv += ["--num-shard", str(serve.tensor_parallel), "--max-total-tokens", str(serve.context_length)]
+    argv = [
+        "--model-id",
+        str(serve.engine.file("hf")),
+        "--served-model-name",
+        serve.served_name,
+        "--hostname",
+        serve.host,
+        "--port",
+        str(serve.port),
+    ]
+    argv += [
+        "--num-shard",
+        str(serve.tensor_parallel),
+        "--max-total-tokens",
+        str(serve.context_length),
+    ]
     argv += ["--max-input-tokens", str(int(serve.context_length * serve.options.max_input_share))]
     argv += ["--usage-stats", "off"] if serve.options.usage_stats else []
     argv += ["--dtype", serve.dtype] if serve.dtype != "auto" else []
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     env = {"HF_HUB_OFFLINE": "1"}
     if serve.equal:
-        argv += ["--max-concurrent-requests", str(serve.max_sequences), "--cuda-memory-fraction", str(serve.gpu_memory_share)]
+        argv += [
+            "--max-concurrent-requests",
+            str(serve.max_sequences),
+            "--cuda-memory-fraction",
+            str(serve.gpu_memory_share),
+        ]
         env |= {"PREFIX_CACHING": "1" if serve.prefix_caching else "0"}
     return Command(argv + list(serve.args), env, through_entrypoint=True)
 
@@ -53,5 +72,10 @@ def command(serve: Serve) -> Command:
 def realised(_log: str, info: dict[str, Any]) -> dict[str, Any]:
     """From /info."""
     told = info.get("/info", {})
-    names = {"version": "version", "dtype": "model_dtype", "max_sequences": "max_concurrent_requests", "context_length": "max_total_tokens"}
+    names = {
+        "version": "version",
+        "dtype": "model_dtype",
+        "max_sequences": "max_concurrent_requests",
+        "context_length": "max_total_tokens",
+    }
     return {name: told[field] for name, field in names.items() if told.get(field) is not None}

@@ -13,7 +13,9 @@ CONTAINER = "python"
 DEVICES = frozenset({"cpu"})
 WEIGHTS = ("hf",)
 METHODS: frozenset[str] = frozenset()
-LAYOUTS = frozenset({"compressed-tensors"})  # without zero points: release 5.23 gives their packed form the wrong shape
+LAYOUTS = frozenset(
+    {"compressed-tensors"}
+)  # without zero points: release 5.23 gives their packed form the wrong shape
 READY = "/health"
 INFO = ()
 METRICS = None
@@ -36,12 +38,43 @@ class Options:
 
 def command(serve: Serve) -> Command:
     options = serve.options
-    argv = [serve.python, "-m", "transformers.cli.transformers", "serve", str(serve.engine.file("hf")), "--continuous-batching"]
-    argv += ["--cb-block-size", str(options.block_size), "--cb-num-blocks", str(options.blocks), "--cb-max-batch-tokens", str(options.max_batch_tokens)]
-    argv += ["--device", "cpu", "--dtype", "float32" if serve.dtype == "auto" else serve.dtype, "--host", serve.host, "--port", str(serve.port)]
+    argv = [
+        serve.python,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(serve.engine.file("hf")),
+        "--continuous-batching",
+    ]
+    argv += [
+        "--cb-block-size",
+        str(options.block_size),
+        "--cb-num-blocks",
+        str(options.blocks),
+        "--cb-max-batch-tokens",
+        str(options.max_batch_tokens),
+    ]
+    argv += [
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32" if serve.dtype == "auto" else serve.dtype,
+        "--host",
+        serve.host,
+        "--port",
+        str(serve.port),
+    ]
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     threads = str(serve.threads)
-    return Command(argv + list(serve.args), {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
+    return Command(
+        argv + list(serve.args),
+        {
+            "HF_HUB_OFFLINE": "1",
+            "DO_NOT_TRACK": "1",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        },
+    )
 
 
 def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import ECHO, Ask, Command, Serve, never, openai_chat_min_tokens
-from failure import Failure
+from pipeline.failure import Failure
 
 ENVIRONMENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.31.0"
@@ -16,7 +16,9 @@ CONTAINER = None
 DEVICES = frozenset({"cpu", "gpu"})
 WEIGHTS = ("hf",)
 METHODS: frozenset[str] = frozenset()
-LAYOUTS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"})
+LAYOUTS = frozenset(
+    {"awq", "gptq", "compressed-tensors", "fp8", "modelopt", "mxfp4", "bitsandbytes"}
+)
 IN_GROUPS = frozenset({"awq", "gptq", "compressed-tensors"})
 READY = "/health"
 INFO = ("/version",)
@@ -44,17 +46,42 @@ class Options:
 def command(serve: Serve) -> Command:
     """The module instead of the console script: the CPU build's script looks for a distribution called vllm and fails."""
     options = serve.options
-    argv = [serve.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(serve.engine.file("hf"))]
-    argv += ["--served-model-name", serve.served_name, "--host", serve.host, "--port", str(serve.port)]
+    argv = [
+        serve.python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(serve.engine.file("hf")),
+    ]
+    argv += [
+        "--served-model-name",
+        serve.served_name,
+        "--host",
+        serve.host,
+        "--port",
+        str(serve.port),
+    ]
     argv += ["--max-model-len", str(serve.context_length), "--seed", str(serve.seed)]
     argv += ["--generation-config", options.generation_config] if options.generation_config else []
     argv += ["--trust-remote-code"] if serve.trust_remote_code else []
     if serve.equal:
-        argv += ["--max-num-seqs", str(serve.max_sequences), "--enable-prefix-caching" if serve.prefix_caching else "--no-enable-prefix-caching"]
+        argv += [
+            "--max-num-seqs",
+            str(serve.max_sequences),
+            "--enable-prefix-caching" if serve.prefix_caching else "--no-enable-prefix-caching",
+        ]
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.device == "cpu":
-        argv += ["--dtype", cpu_dtype(serve.engine.facts.get("layout")) if serve.dtype == "auto" else serve.dtype, "--enforce-eager"]
-        env |= {"VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}", "VLLM_HOST_IP": "127.0.0.1"}
+        argv += [
+            "--dtype",
+            cpu_dtype(serve.engine.facts.get("layout")) if serve.dtype == "auto" else serve.dtype,
+            "--enforce-eager",
+        ]
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{serve.threads - 1}",
+            "VLLM_HOST_IP": "127.0.0.1",
+        }
     else:
         argv += ["--dtype", serve.dtype, "--tensor-parallel-size", str(serve.tensor_parallel)]
         argv += ["--gpu-memory-utilization", str(serve.gpu_memory_share)] if serve.equal else []
@@ -64,7 +91,9 @@ def command(serve: Serve) -> Command:
 
 def request(ask: Ask, serve: Serve) -> tuple[str, dict[str, Any]]:
     path, body = openai_chat_min_tokens(ask, serve)
-    return path, body if serve.options.stream_usage else {name: value for name, value in body.items() if name != "stream_options"}
+    return path, body if serve.options.stream_usage else {
+        name: value for name, value in body.items() if name != "stream_options"
+    }
 
 
 def cpu_dtype(layout: str | None) -> str:
@@ -111,4 +140,8 @@ def realised(log: str, info: dict[str, Any]) -> dict[str, Any]:
 def plain(text: str) -> Any:
     """A value as Python's repr wrote it, as far as it is a number or a truth value."""
     digits = text.replace(",", "")
-    return int(digits) if digits.isdigit() else {"True": True, "False": False, "None": None}.get(text, text)
+    return (
+        int(digits)
+        if digits.isdigit()
+        else {"True": True, "False": False, "None": None}.get(text, text)
+    )

@@ -75,7 +75,16 @@ class Receiver:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         # File -> recvmsg_into, where its stamps, sizes and bytes go, and the connection.
-        self.live: dict[int, tuple[Callable[..., Any], Callable[[bytes], None], Callable[[int], None], bytearray, Connection]] = {}
+        self.live: dict[
+            int,
+            tuple[
+                Callable[..., Any],
+                Callable[[bytes], None],
+                Callable[[int], None],
+                bytearray,
+                Connection,
+            ],
+        ] = {}
         self.buffer = memoryview(bytearray(READ_BUFFER))
         self.loop = asyncio.get_running_loop()
         self.resting: asyncio.TimerHandle | None = None
@@ -94,7 +103,13 @@ class Receiver:
 
     def expect(self, connection: Connection, made: socket.socket) -> None:
         """From now on what comes belongs to the connection's present answer."""
-        self.live[made.fileno()] = (made.recvmsg_into, connection.stamps.frombytes, connection.sizes.append, connection.wire, connection)
+        self.live[made.fileno()] = (
+            made.recvmsg_into,
+            connection.stamps.frombytes,
+            connection.sizes.append,
+            connection.wire,
+            connection,
+        )
 
     def forget(self, made: socket.socket) -> None:
         self.live.pop(made.fileno(), None)
@@ -198,7 +213,10 @@ class Connection:
         except TimeoutError:
             record.outcome, record.error = "timeout", f"not finished after {timeout_s} s"
         except OSError as failed:
-            record.outcome, record.error = "connect_error" if record.sent_ns is None else "disconnected", f"{type(failed).__name__}: {failed}"
+            record.outcome, record.error = (
+                "connect_error" if record.sent_ns is None else "disconnected",
+                f"{type(failed).__name__}: {failed}",
+            )
         finally:
             self._finish(record)
 
@@ -252,7 +270,11 @@ class Connection:
         """The server closed the connection: the end of the answer, if that is how its end is told."""
         if self.done is not None and self.fed < len(self.wire):
             self.parse()
-        if self.done is not None and self.response.status is not None and self.response.delimited == "close":
+        if (
+            self.done is not None
+            and self.response.status is not None
+            and self.response.delimited == "close"
+        ):
             self.ended(None)
         else:
             self.ended("closed by the server")

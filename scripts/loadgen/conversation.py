@@ -26,7 +26,9 @@ def template(body: dict[str, Any]) -> Template:
 
 def fill(made: Template, answers: list[str]) -> bytes:
     """The body with the answers so far put in."""
-    return "".join(json.dumps(answers[part])[1:-1] if isinstance(part, int) else part for part in made).encode()
+    return "".join(
+        json.dumps(answers[part])[1:-1] if isinstance(part, int) else part for part in made
+    ).encode()
 
 
 def answer(received: bytes) -> str:

@@ -95,11 +95,15 @@ class Worker:
 
 def surroundings() -> dict[str, str]:
     """The environment of a process that runs a module of ours: this one's, with our folder first on its path."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
 
 
 @asynccontextmanager
-async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequence[Path]) -> AsyncIterator[list[Worker]]:
+async def started(
+    job: Job, conversations: Sequence[list[Template]], parts: Sequence[Path]
+) -> AsyncIterator[list[Worker]]:
     """The workers of a job, one for each file of records; told to stop at the end, and killed if they do not."""
     workers: list[Worker] = []
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
@@ -109,12 +113,24 @@ async def started(job: Job, conversations: Sequence[list[Template]], parts: Sequ
         try:
             for number, part in enumerate(parts):
                 command = [sys.executable, "-m", "loadgen.worker"]
-                workers.append(Worker(await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment), part))
+                workers.append(
+                    Worker(
+                        await asyncio.create_subprocess_exec(
+                            *command,
+                            stdin=asyncio.subprocess.PIPE,
+                            stdout=asyncio.subprocess.PIPE,
+                            env=environment,
+                        ),
+                        part,
+                    )
+                )
                 workers[-1].tell({"file": file.name, "number": number, "records": str(part)})
             yield workers
             for worker in workers:
                 worker.tell({"stop": True})
-            await asyncio.wait_for(asyncio.gather(*(worker.process.communicate() for worker in workers)), GRACE_S)
+            await asyncio.wait_for(
+                asyncio.gather(*(worker.process.communicate() for worker in workers)), GRACE_S
+            )
             for worker in workers:
                 if worker.process.returncode:
                     raise worker.died(worker.process.returncode)
@@ -135,7 +151,13 @@ async def ended(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def run(job: Job, conversations: Sequence[list[Template]], records: Path, progress: Callable[[str], None], watch: Callable[[], Awaitable[None]]) -> Course:
+async def run(
+    job: Job,
+    conversations: Sequence[list[Template]],
+    records: Path,
+    progress: Callable[[str], None],
+    watch: Callable[[], Awaitable[None]],
+) -> Course:
     """Run a load and give its course; every request's record goes to the file `records`, also where the run fails.
 
     `watch` runs beside the load and ends it by raising, for example when the server has died; what it raises is raised here.
@@ -174,7 +196,13 @@ async def conduct(job: Job, workers: list[Worker], progress: Callable[[str], Non
             told[number] = heard["tick"]
             if len(told) == len(workers):
                 now_s = step * job.tick_s
-                phase = "ramp" if now_s < job.shape.ramp_s else "window" if now_s <= job.shape.ramp_s + job.shape.window_s else "drain"
+                phase = (
+                    "ramp"
+                    if now_s < job.shape.ramp_s
+                    else "window"
+                    if now_s <= job.shape.ramp_s + job.shape.window_s
+                    else "drain"
+                )
                 progress(line(now_s, phase, list(ticks.pop(step).values()), job.tick_s))
         raise AssertionError("unreachable")
 
@@ -186,12 +214,22 @@ async def conduct(job: Job, workers: list[Worker], progress: Callable[[str], Non
         warmup_s=max(warm),
         lag_ms={name: max(end["lag_ms"][name] for end in ends) for name in ("p50", "p99", "max")},
         cpu_shares=[end["cpu_share"] for end in ends],
-        **{name: sum(end[name] for end in ends) for name in ("sockets", "retries", "unstamped", "clock_steps")},
+        **{
+            name: sum(end[name] for end in ends)
+            for name in ("sockets", "retries", "unstamped", "clock_steps")
+        },
     )
 
 
 def line(now_s: float, phase: str, ticks: list[dict[str, Any]], tick_s: float) -> str:
     """What progress says of the last seconds, from the ticks of all workers."""
-    active, finished, failed, events, answers = (sum(tick[name] for tick in ticks) for name in ("active", "finished", "failed", "events", "answers"))
-    ttft = f"{sum(tick['ttft_ms'] * tick['answers'] for tick in ticks if tick['answers']) / answers:.0f} ms" if answers else "-"
+    active, finished, failed, events, answers = (
+        sum(tick[name] for tick in ticks)
+        for name in ("active", "finished", "failed", "events", "answers")
+    )
+    ttft = (
+        f"{sum(tick['ttft_ms'] * tick['answers'] for tick in ticks if tick['answers']) / answers:.0f} ms"
+        if answers
+        else "-"
+    )
     return f"{now_s:4.0f} s  {phase:6}  in flight {active}  tokens/s ~{events / tick_s:.0f}  TTFT ~{ttft}  requests {finished}  errors {failed}"

@@ -52,7 +52,11 @@ async def serve(connection: socket.socket) -> None:
                         return
                     received += more
                 seconds, nanoseconds = struct.unpack("qq", told[0][2])
-                await answer(connection, json.loads(received.partition(b"\r\n\r\n")[2]), seconds * 1_000_000_000 + nanoseconds - realtime_offset())
+                await answer(
+                    connection,
+                    json.loads(received.partition(b"\r\n\r\n")[2]),
+                    seconds * 1_000_000_000 + nanoseconds - realtime_offset(),
+                )
         except ConnectionError:
             return
 

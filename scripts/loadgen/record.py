@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 class Record:
     """What happened to one request. Times are perf_counter_ns (CLOCK_MONOTONIC); None for what never came.
 
-    sequence      number of the request among its user's;  phase  'probe', 'warmup' or 'load'
+    sequence      number of the request among its user's;  phase  'first', 'warmup' or 'load'
     prompt        index of the conversation;  turn  which of its turns, from 0
     scheduled_ns  when it was to be sent: when its user was free, or its arrival in an open loop
     sent_ns       just before its first byte was handed to the socket;  done_ns  when this process knew that it was over
@@ -108,7 +108,10 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            with self.path.open("wb") as sink, pa.ipc.new_stream(sink, SCHEMA, options=OPTIONS) as stream:
+            with (
+                self.path.open("wb") as sink,
+                pa.ipc.new_stream(sink, SCHEMA, options=OPTIONS) as stream,
+            ):
                 while not self.closing.is_set() or not self.waiting.empty():
                     for records in self._gather():
                         stream.write_batch(_batch(records))
@@ -140,8 +143,12 @@ class Writer:
 
 
 def _batch(records: list[Record]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in SCHEMA.names}
-    columns["read_bytes"] = [np.frombuffer(sizes, dtype=np.int32) for sizes in columns["read_bytes"]]
+    columns: dict[str, list[Any]] = {
+        name: [getattr(record, name) for record in records] for name in SCHEMA.names
+    }
+    columns["read_bytes"] = [
+        np.frombuffer(sizes, dtype=np.int32) for sizes in columns["read_bytes"]
+    ]
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 

@@ -52,8 +52,13 @@ def draw(shape: Shape, prompts: int, follow_s: float, seed: int) -> list[User]:
     if shape.users is not None:
         return closed_loop(shape.users, shape.ramp_s, prompts, seed)
     if shape.rate is not None:
-        return open_loop(arrivals(shape, shape.ramp_s + shape.window_s + follow_s, seed), prompts, seed)
-    return [User(number, round(at * 1e9), (number,), again=False) for number, at in enumerate(shape.arrivals_s or ())]
+        return open_loop(
+            arrivals(shape, shape.ramp_s + shape.window_s + follow_s, seed), prompts, seed
+        )
+    return [
+        User(number, round(at * 1e9), (number,), again=False)
+        for number, at in enumerate(shape.arrivals_s or ())
+    ]
 
 
 def closed_loop(users: int, ramp_s: float, prompts: int, seed: int) -> list[User]:
@@ -63,8 +68,15 @@ def closed_loop(users: int, ramp_s: float, prompts: int, seed: int) -> list[User
     """
     if users < 1:
         raise ValueError(f"a closed loop needs users, not {users}")
-    draws = [np.random.default_rng([seed, number]).integers(0, prompts, DRAWN) for number in range(users)]
-    return [User(number, round(ramp_s * 1e9 * number / users), tuple(draws[number].tolist()), again=True) for number in range(users)]
+    draws = [
+        np.random.default_rng([seed, number]).integers(0, prompts, DRAWN) for number in range(users)
+    ]
+    return [
+        User(
+            number, round(ramp_s * 1e9 * number / users), tuple(draws[number].tolist()), again=True
+        )
+        for number in range(users)
+    ]
 
 
 def arrivals(shape: Shape, until_s: float, seed: int) -> list[float]:
@@ -79,11 +91,16 @@ def arrivals(shape: Shape, until_s: float, seed: int) -> list[float]:
     k = shape.burstiness if shape.arrivals == "gamma" else 1.0
     random, moments = np.random.default_rng([seed, ARRIVALS]), np.zeros(1)
     while moments[-1] < until_s:
-        moments = np.append(moments, moments[-1] + np.cumsum(random.gamma(k, 1 / (k * shape.rate), 1024)))
+        moments = np.append(
+            moments, moments[-1] + np.cumsum(random.gamma(k, 1 / (k * shape.rate), 1024))
+        )
     return [float(moment) for moment in moments[1:] if moment < until_s]
 
 
 def open_loop(moments: Sequence[float], prompts: int, seed: int) -> list[User]:
     """One user an arrival, each with a prompt drawn with replacement."""
     drawn = np.random.default_rng([seed, ARRIVALS + 1]).integers(0, prompts, len(moments))
-    return [User(number, round(moment * 1e9), (int(prompt),), again=False) for number, (moment, prompt) in enumerate(zip(moments, drawn, strict=True))]
+    return [
+        User(number, round(moment * 1e9), (int(prompt),), again=False)
+        for number, (moment, prompt) in enumerate(zip(moments, drawn, strict=True))
+    ]

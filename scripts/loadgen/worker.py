@@ -68,7 +68,9 @@ class Job:
 class Load:
     """The state that the users of a process share: who is active, which requests of the window are open, what a tick tells."""
 
-    def __init__(self, job: Job, conversations: list[list[Template]], put: Callable[[Record], None]):
+    def __init__(
+        self, job: Job, conversations: list[list[Template]], put: Callable[[Record], None]
+    ):
         self.job, self.conversations, self.put = job, conversations, put
         self.active = self.finished = self.failed = self.answered = self.open_in_window = 0
         self.clock_ns = self.window_start_ns = self.window_end_ns = 0
@@ -92,7 +94,11 @@ class Load:
         self.open_in_window += counts
         self.active += 1
         try:
-            await connection.send(client.post(self.job.host, self.job.port, self.job.path, body), made, self.job.timeout_s)
+            await connection.send(
+                client.post(self.job.host, self.job.port, self.job.path, body),
+                made,
+                self.job.timeout_s,
+            )
         finally:
             self.active -= 1
             self.open_in_window -= counts
@@ -118,7 +124,13 @@ class Load:
                     made = Record(user.number, next(sequence), prompt, turn, "load", scheduled_ns)
                     await self.request(connection, conversation.fill(template, answers), made)
                     failures = failures + 1 if made.outcome != "complete" else 0
-                    pause_s = self.job.rest_s if not failures else max(self.job.rest_s, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (failures - 1)))
+                    pause_s = (
+                        self.job.rest_s
+                        if not failures
+                        else max(
+                            self.job.rest_s, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (failures - 1))
+                        )
+                    )
                     scheduled_ns = perf_counter_ns() + round(pause_s * 1e9)
                     if failures:  # the rest of a conversation hangs on the answer that did not come
                         break
@@ -143,7 +155,9 @@ class Load:
                 for number in numbers:
                     prompt = number % len(self.conversations)
                     made = Record(user, number, prompt, 0, "warmup", perf_counter_ns())
-                    await self.request(connection, conversation.fill(self.conversations[prompt][0], []), made)
+                    await self.request(
+                        connection, conversation.fill(self.conversations[prompt][0], []), made
+                    )
             finally:
                 connection.close()
 
@@ -159,9 +173,18 @@ class Load:
     def tick(self) -> dict[str, Any]:
         """For the progress line only, from a sample of the latest answers: events by counting bytes, the first read with a body as TTFT."""
         sample = list(self.recent)
-        told = {"active": self.active, "finished": self.finished, "failed": self.failed, "answers": self.answered, "events": 0.0, "ttft_ms": None}
+        told = {
+            "active": self.active,
+            "finished": self.finished,
+            "failed": self.failed,
+            "answers": self.answered,
+            "events": 0.0,
+            "ttft_ms": None,
+        }
         if sample and self.answered:
-            told["events"] = self.answered * sum(one.wire.count(b"data:") for one in sample) / len(sample)
+            told["events"] = (
+                self.answered * sum(one.wire.count(b"data:") for one in sample) / len(sample)
+            )
             told["ttft_ms"] = float(np.median([first_ms(one) for one in sample]))
         self.answered = 0
         self.recent.clear()
@@ -197,17 +220,28 @@ async def measure_self(load: Load) -> dict[str, Any]:
         await asyncio.sleep(LAG_STEP_S)
         lags.append((perf_counter_ns() - now) / 1e6 - LAG_STEP_S * 1e3)
     cpu_share = (time.process_time() - cpu) * 1e9 / (perf_counter_ns() - started)
-    return {"lag_ms": {"p50": float(np.percentile(lags, 50)), "p99": float(np.percentile(lags, 99)), "max": max(lags)}, "cpu_share": cpu_share}
+    return {
+        "lag_ms": {
+            "p50": float(np.percentile(lags, 50)),
+            "p99": float(np.percentile(lags, 99)),
+            "max": max(lags),
+        },
+        "cpu_share": cpu_share,
+    }
 
 
-async def work(load: Load, number: int, told: asyncio.Queue[dict[str, Any]], tell: Callable[[str, Any], None]) -> None:
+async def work(
+    load: Load, number: int, told: asyncio.Queue[dict[str, Any]], tell: Callable[[str, Any], None]
+) -> None:
     """Warm up, wait for the clock, run the load, wait for the word to stop."""
     job = load.job
     users = draw(job.shape, len(load.conversations), job.timeout_s, job.seed)
     share = users[number :: job.workers]
     started = perf_counter_ns()
     at_once = min(job.shape.users or WARMING_AT_ONCE, job.warmup_requests)
-    await load.warm_up(iter(range(number, job.warmup_requests, job.workers)), -(-(at_once - number) // job.workers))
+    await load.warm_up(
+        iter(range(number, job.warmup_requests, job.workers)), -(-(at_once - number) // job.workers)
+    )
     tell("warm", (perf_counter_ns() - started) / 1e9)
     gc.collect()
     gc.freeze()
@@ -223,7 +257,11 @@ async def work(load: Load, number: int, told: asyncio.Queue[dict[str, Any]], tel
     async def watched() -> None:
         measured = asyncio.ensure_future(measure_self(load))
         await load.drained()
-        tell("drained", await measured | {name: value for name, value in asdict(client.counts).items() if name != "offset_ns"})
+        tell(
+            "drained",
+            await measured
+            | {name: value for name, value in asdict(client.counts).items() if name != "offset_ns"},
+        )
 
     await until_first(told.get(), forever(load.arrive(share)), forever(ticks()), forever(watched()))
 
@@ -249,9 +287,13 @@ async def until_first(over: Coroutine[Any, Any, Any], *others: Coroutine[Any, An
 
 async def serve() -> None:
     lines = asyncio.StreamReader(limit=1 << 20)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
     first = json.loads(await lines.readline())
-    given, *conversations = [json.loads(line) for line in Path(first["file"]).read_text().splitlines()]
+    given, *conversations = [
+        json.loads(line) for line in Path(first["file"]).read_text().splitlines()
+    ]
     job = Job(**(given | {"shape": Shape(**given["shape"])}))
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
@@ -262,7 +304,9 @@ async def serve() -> None:
             told.put_nowait(heard)
         if "stop" not in heard:
             raise EOFError("nobody is left to tell")
-        await asyncio.Event().wait()  # the word to stop and the end of the pipe come together; the word counts
+        await (
+            asyncio.Event().wait()
+        )  # the word to stop and the end of the pipe come together; the word counts
 
     def tell(what: str, value: Any) -> None:
         print(json.dumps({what: value}), flush=True)
@@ -274,7 +318,11 @@ async def serve() -> None:
                 await asyncio.sleep(1)
             raise writer.failed
 
-        await until_first(work(Load(job, conversations, writer.put), first["number"], told, tell), listen(), sound())
+        await until_first(
+            work(Load(job, conversations, writer.put), first["number"], told, tell),
+            listen(),
+            sound(),
+        )
 
 
 def main() -> None:

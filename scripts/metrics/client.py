@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from metrics import windows
-from metrics.statistics import percentile
+from metrics.intervals import percentile
 
 # Beyond these the client, not the server, may have made the numbers.
 CPU_SHARE = 0.8
@@ -17,7 +17,13 @@ LAG_P99_MS = 50.0
 LATE_P99_MS = 10.0
 
 
-def health(requests: pd.DataFrame, course: dict[str, Any], calibration: dict[str, Any], host: dict[str, Any], open_loop: bool) -> dict[str, Any]:
+def health(
+    requests: pd.DataFrame,
+    course: dict[str, Any],
+    calibration: dict[str, Any],
+    host: dict[str, Any],
+    open_loop: bool,
+) -> dict[str, Any]:
     """The client's own figures over the window of a cell, from its request frame, its course and the calibration of that host.
 
     reads_per_s, requests_per_s   of all processes;   ceiling_share   reads and requests of one process, each over what one
@@ -38,10 +44,19 @@ def health(requests: pd.DataFrame, course: dict[str, Any], calibration: dict[str
     reads_per_s = float(sent.reads.sum()) / length_s
     offered = int(((load.scheduled_ns >= start) & (load.scheduled_ns < end)).sum())
     ceiling = calibration["ceiling"]
-    ceiling_share = (reads_per_s / ceiling["reads"]["per_s"] + len(sent) / length_s / ceiling["requests"]["per_s"]) / workers
+    ceiling_share = (
+        reads_per_s / ceiling["reads"]["per_s"]
+        + len(sent) / length_s / ceiling["requests"]["per_s"]
+    ) / workers
     streams = windows.in_flight(load, start, end) / workers
-    step = next((step for step in calibration["steps"] if step["streams"] >= streams), calibration["steps"][-1])
-    calibrated = all(calibration["host"][name] == host[name] for name in ("cpu", "cores")) and not course["unstamped"]
+    step = next(
+        (step for step in calibration["steps"] if step["streams"] >= streams),
+        calibration["steps"][-1],
+    )
+    calibrated = (
+        all(calibration["host"][name] == host[name] for name in ("cpu", "cores"))
+        and not course["unstamped"]
+    )
     found = {
         "workers": workers,
         "cpu_share": max(course["cpu_shares"]),
@@ -51,12 +66,22 @@ def health(requests: pd.DataFrame, course: dict[str, Any], calibration: dict[str
         "ceiling_share": ceiling_share,
         "offered_per_s": offered / length_s,
         "sent_per_s": len(sent) / length_s,
-        "done_per_s": float(((load.done_ns >= start) & (load.done_ns < end) & (load.outcome != "cancelled")).sum()) / length_s,
-        "send_late_ms": {"p50": percentile(late, 50), "p99": percentile(late, 99), "max": float(late.max()) if len(late) else None},
+        "done_per_s": float(
+            ((load.done_ns >= start) & (load.done_ns < end) & (load.outcome != "cancelled")).sum()
+        )
+        / length_s,
+        "send_late_ms": {
+            "p50": percentile(late, 50),
+            "p99": percentile(late, 99),
+            "max": float(late.max()) if len(late) else None,
+        },
         "merged_reads": merged / len(event_ns) if len(event_ns) else None,
         **{name: course[name] for name in ("sockets", "retries", "unstamped", "clock_steps")},
         "calibrated_streams": step["streams"],
-        **{name: largest(step[name]) if calibrated else None for name in ("ttft_error_ms", "gap_error_ms")},
+        **{
+            name: largest(step[name]) if calibrated else None
+            for name in ("ttft_error_ms", "gap_error_ms")
+        },
     }
     said = reasons(found, open_loop)
     return found | {"valid": not said, "reason": " and ".join(said)}

@@ -1,4 +1,4 @@
-"""What the machine did beside a cell, from the telemetry's rows (telemetry.sampling): over the window, and each five seconds."""
+"""What the machine did beside a cell, from the telemetry's rows (sampling): over the window, and each five seconds."""
 
 from __future__ import annotations
 
@@ -21,23 +21,36 @@ def over(rows: Rows, start_ns: int, end_ns: int) -> dict[str, Any]:
         return {}
     first, last = inside[0], inside[-1]
     seconds = (last["time_ns"] - first["time_ns"]) / 1e9
-    found = {f"{who}_cores": (last[f"{who}_cpu_s"] - first[f"{who}_cpu_s"]) / seconds for who in ("server", "client")}
-    found |= {"server_rss_bytes": max(row["server_rss_bytes"] for row in inside), "host_cpu_percent": mean([row["host_cpu_percent"] for row in inside])}
+    found = {
+        f"{who}_cores": (last[f"{who}_cpu_s"] - first[f"{who}_cpu_s"]) / seconds
+        for who in ("server", "client")
+    }
+    found |= {
+        "server_rss_bytes": max(row["server_rss_bytes"] for row in inside),
+        "host_cpu_percent": mean([row["host_cpu_percent"] for row in inside]),
+    }
     gpus = [row["gpus"] for row in inside if row.get("gpus")]
     if gpus:
         found |= {
-            "gpu_utilization_percent": mean([gpu["utilization_percent"] for row in gpus for gpu in row]),
+            "gpu_utilization_percent": mean(
+                [gpu["utilization_percent"] for row in gpus for gpu in row]
+            ),
             "gpu_power_w": mean([sum(gpu["power_w"] for gpu in row) for row in gpus]),
             "gpu_memory_bytes": max(sum(gpu["memory_bytes"] for gpu in row) for row in gpus),
             "sm_clock_mhz": min(gpu["sm_clock_mhz"] for row in gpus for gpu in row),
-            "gpu_throttled": sorted({reason for row in gpus for gpu in row for reason in gpu["throttled"]}),
+            "gpu_throttled": sorted(
+                {reason for row in gpus for gpu in row for reason in gpu["throttled"]}
+            ),
         }
     return found
 
 
 def time_line(rows: Rows, course: dict[str, Any]) -> list[dict[str, Any]]:
     """`over` for each step of metrics.windows.frame, with its start_s; steps without two samples are left out."""
-    steps = [({"start_s": (start - course["clock_ns"]) / 1e9}, over(rows, start, start + STEP_NS)) for start in starts(course)]
+    steps = [
+        ({"start_s": (start - course["clock_ns"]) / 1e9}, over(rows, start, start + STEP_NS))
+        for start in starts(course)
+    ]
     return [when | what for when, what in steps if what]
 
 

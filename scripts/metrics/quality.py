@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from metrics.statistics import CONFIDENCE, mean_interval, share_interval
+from metrics.intervals import CONFIDENCE, mean_interval, share_interval
 
 
 def perplexity(log_probs: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -17,12 +17,21 @@ def perplexity(log_probs: Sequence[Sequence[float]]) -> dict[str, Any]:
 
     The passages are the independent units: within one the tokens depend on each other. See `mean_of_ratio`.
     """
-    mean, half = mean_of_ratio([-sum(passage) for passage in log_probs], [len(passage) for passage in log_probs])
+    mean, half = mean_of_ratio(
+        [-sum(passage) for passage in log_probs], [len(passage) for passage in log_probs]
+    )
     interval = None if half is None else [bounded_exp(mean - half), bounded_exp(mean + half)]
-    return {"value": bounded_exp(mean), "interval": interval, "tokens": sum(map(len, log_probs)), "passages": len(log_probs)}
+    return {
+        "value": bounded_exp(mean),
+        "interval": interval,
+        "tokens": sum(map(len, log_probs)),
+        "passages": len(log_probs),
+    }
 
 
-def perplexity_change(log_probs: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, Any]:
+def perplexity_change(
+    log_probs: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> dict[str, Any]:
     """By how many percent the perplexity lies above the reference's on the same tokens, {percent, interval}.
 
     Paired: the interval is that of the differences, passage by passage, and so much narrower than those of the two.
@@ -32,7 +41,11 @@ def perplexity_change(log_probs: Sequence[Sequence[float]], reference: Sequence[
         raise ValueError("the two were not asked about the same tokens")
     worse = [sum(before) - sum(after) for before, after in zip(reference, log_probs, strict=True)]
     mean, half = mean_of_ratio(worse, [len(passage) for passage in log_probs])
-    interval = None if half is None else [100 * (bounded_exp(mean - half) - 1), 100 * (bounded_exp(mean + half) - 1)]
+    interval = (
+        None
+        if half is None
+        else [100 * (bounded_exp(mean - half) - 1), 100 * (bounded_exp(mean + half) - 1)]
+    )
     return {"percent": 100 * (bounded_exp(mean) - 1), "interval": interval}
 
 
@@ -55,7 +68,9 @@ def mean_of_ratio(totals: Sequence[float], sizes: Sequence[int]) -> tuple[float,
     return ratio, float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
 
 
-def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> dict[str, Any]:
+def agreement(
+    answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """How far greedy answers go with the reference's, in tokens of the model's own tokenizer.
 
     {answers, identical, identical_interval, prefix_mean, prefix_interval, prefix_median, prefix_min, prefix_share, parts_at}:
@@ -63,7 +78,9 @@ def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int
     identical answer is its whole length; `prefix_share` is the common part over the reference's length.
     """
     parts = [parting(ours, theirs) for ours, theirs in zip(answers, reference, strict=True)]
-    prefixes = [len(theirs) if part is None else part for part, theirs in zip(parts, reference, strict=True)]
+    prefixes = [
+        len(theirs) if part is None else part for part, theirs in zip(parts, reference, strict=True)
+    ]
     identical, length = sum(part is None for part in parts), sum(map(len, reference))
     return {
         "answers": len(parts),
@@ -82,17 +99,11 @@ def parting(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     """Where two sequences first differ, from 0; None if they are the same."""
     if list(ours) == list(theirs):
         return None
-    return next((place for place, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs)))
-
-
-def verdict(quality: dict[str, Any], limits: dict[str, float]) -> list[str]:
-    """Why what is served is not comparable with the unquantized model, one reason each; empty if it is, or if that is not known."""
-    found = []
-    change, agreed = quality.get("perplexity_change"), quality.get("agreement")
-    if change and change["percent"] > limits["perplexity_percent"]:
-        found.append(f"its perplexity lies {change['percent']:,.0f} % above the unquantized model's, of which {limits['perplexity_percent']:g} % are allowed")
-    if agreed and agreed["prefix_median"] is not None and agreed["prefix_median"] < limits["common_prefix_tokens"]:
-        found.append(
-            f"half of its greedy answers part from the unquantized model's before token {agreed['prefix_median']:g}, where {limits['common_prefix_tokens']:g} are asked for"
-        )
-    return found
+    return next(
+        (
+            place
+            for place, (one, other) in enumerate(zip(ours, theirs, strict=False))
+            if one != other
+        ),
+        min(len(ours), len(theirs)),
+    )

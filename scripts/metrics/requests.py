@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from tokenizers import Tokenizer
 
-from metrics.stream import Event, answer
+from loadgen.stream import Event, answer
 
 NONE = pd.NA
 
@@ -31,17 +31,26 @@ def frame(records: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
     event_ns, event_tokens   arrays: the events with text, and the tokens that each completed (they add up to `tokens`)
     text, finish     the answer, and why it ended
     """
-    read = [answer(wire, read_ns, read_bytes) for wire, read_ns, read_bytes in zip(records.wire, records.read_ns, records.read_bytes, strict=True)]
+    read = [
+        answer(wire, read_ns, read_bytes)
+        for wire, read_ns, read_bytes in zip(
+            records.wire, records.read_ns, records.read_bytes, strict=True
+        )
+    ]
     streams = [events for events, _ in read]
     texts = ["".join(event.text for event in stream) for stream in streams]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     rows = []
-    for record, (stream, head_ns), text, encoding in zip(records.itertuples(), read, texts, encodings, strict=True):
+    for record, (stream, head_ns), text, encoding in zip(
+        records.itertuples(), read, texts, encodings, strict=True
+    ):
         told = [event for event in stream if event.text]
         usage = next((event.usage for event in reversed(stream) if event.usage), {})
         retokenized = len(encoding.ids)
         tokens = usage.get("completion_tokens", retokenized)
-        event_tokens = spread(tokens, [end for _, end in encoding.offsets], [len(event.text) for event in told])
+        event_tokens = spread(
+            tokens, [end for _, end in encoding.offsets], [len(event.text) for event in told]
+        )
         first, last = (told[0].time_ns, told[-1].time_ns) if told else (NONE, NONE)
         content = next((event.time_ns for event in told if event.content), NONE)
         rows.append(
@@ -66,16 +75,43 @@ def frame(records: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
                 "finish": next((event.finish for event in stream if event.finish), None),
             }
         )
-    kept = records.drop(columns=["outcome", "error", "wire", "read_ns", "read_bytes"]).reset_index(drop=True)
+    kept = records.drop(columns=["outcome", "error", "wire", "read_ns", "read_bytes"]).reset_index(
+        drop=True
+    )
     kept["reads"] = [len(reads) for reads in records.read_ns]
     made = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = [name for name in COLUMNS if (name.endswith("_ns") and name != "event_ns") or ("tokens" in name and name != "event_tokens")]
+    numbers = [
+        name
+        for name in COLUMNS
+        if (name.endswith("_ns") and name != "event_ns")
+        or ("tokens" in name and name != "event_tokens")
+    ]
     return kept.join(made.astype(dict.fromkeys(numbers, "Float64")))
 
 
 COLUMNS = [
-    *("outcome", "error", "ttft_ns", "ttft_scheduled_ns", "ttft_answer_ns", "ttft_headers_ns", "ttft_frame_ns", "e2e_latency_ns", "tpot_ns"),
-    *("tokens_usage", "tokens_retokenized", "tokens_events", "tokens", "prompt_tokens", "event_ns", "event_tokens", "text", "finish"),
+    *(
+        "outcome",
+        "error",
+        "ttft_ns",
+        "ttft_scheduled_ns",
+        "ttft_answer_ns",
+        "ttft_headers_ns",
+        "ttft_frame_ns",
+        "e2e_latency_ns",
+        "tpot_ns",
+    ),
+    *(
+        "tokens_usage",
+        "tokens_retokenized",
+        "tokens_events",
+        "tokens",
+        "prompt_tokens",
+        "event_ns",
+        "event_tokens",
+        "text",
+        "finish",
+    ),
 ]
 
 
@@ -90,7 +126,9 @@ def outcome(recorded: str, stream: Sequence[Event], text: str) -> str:
     return "ok" if text else "empty"
 
 
-def spread(tokens: int, token_ends: Sequence[int], text_lengths: Sequence[int]) -> npt.NDArray[np.float64]:
+def spread(
+    tokens: int, token_ends: Sequence[int], text_lengths: Sequence[int]
+) -> npt.NDArray[np.float64]:
     """Tokens that each event completed: shape (events,), summing to `tokens`.
 
     A token belongs to the event that brings its last character; `token_ends` are the character offsets of one

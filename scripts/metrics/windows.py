@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from metrics.statistics import percentile
+from metrics.intervals import percentile
 
 STEP_NS = 5_000_000_000
 
@@ -14,12 +14,17 @@ def arrivals(requests: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Every event with text of the frame: when it came (ns), how many tokens it completed. Two arrays of one length."""
     if requests.empty:
         return np.zeros(0, dtype=np.int64), np.zeros(0)
-    return np.concatenate(requests.event_ns.tolist()).astype(np.int64), np.concatenate(requests.event_tokens.tolist())
+    return np.concatenate(requests.event_ns.tolist()).astype(np.int64), np.concatenate(
+        requests.event_tokens.tolist()
+    )
 
 
 def starts(course: dict[str, int]) -> range:
     """When each step starts, ns. Steps are aligned to the window, so that the window is cut into whole ones."""
-    first = course["window_start_ns"] - (course["window_start_ns"] - course["clock_ns"]) // STEP_NS * STEP_NS
+    first = (
+        course["window_start_ns"]
+        - (course["window_start_ns"] - course["clock_ns"]) // STEP_NS * STEP_NS
+    )
     return range(first, course["window_end_ns"] - STEP_NS + 1, STEP_NS)
 
 
@@ -50,7 +55,18 @@ def frame(requests: pd.DataFrame, course: dict[str, int]) -> pd.DataFrame:
                 "in_flight": in_flight(requests, start, end),
             }
         )
-    return pd.DataFrame(rows, columns=["start_s", "phase", "output_token_throughput", "started", "failed", "ttft_p50_ms", "in_flight"])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "start_s",
+            "phase",
+            "output_token_throughput",
+            "started",
+            "failed",
+            "ttft_p50_ms",
+            "in_flight",
+        ],
+    )
 
 
 def in_flight(requests: pd.DataFrame, start_ns: int, end_ns: int) -> float:

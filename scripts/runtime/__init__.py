@@ -21,15 +21,26 @@ from typing import Any, Protocol, cast
 
 import psutil
 
-from failure import Failure
-from manifest import Manifest
+from pipeline.artifact import Manifest
+from pipeline.failure import Failure
 
 # In the environment of every server process, and the label of every container: process id and start time of the job that owns it.
 OWNER = "SHOWDOWN_OWNER"
 GRACE_S = 15
-OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "std::bad_alloc", "MemoryError", "Cannot allocate memory")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "OutOfMemoryError",
+    "std::bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+)
 # Words of the CUDA runtime and of the container toolkit where an image wants a newer driver than the host has.
-OLD_DRIVER = ("CUDA driver version is insufficient", "driver too old", "unsatisfied condition: cuda", "forward compatibility was attempted on non supported HW")
+OLD_DRIVER = (
+    "CUDA driver version is insufficient",
+    "driver too old",
+    "unsatisfied condition: cuda",
+    "forward compatibility was attempted on non supported HW",
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,13 @@ class Runtime(Protocol):
     def missing(facts: dict[str, Any]) -> str | None: ...
 
 
+def file_of(name: str) -> str:
+    """The module of a runtime: an engine's file is not called as the library that speaks to it is."""
+    return f"{name}_engine" if name in ("docker", "podman") else name
+
+
 def load(name: str) -> Runtime:
-    return cast(Runtime, import_module(f"runtime.{name}"))
+    return cast(Runtime, import_module(f"runtime.{file_of(name)}"))
 
 
 def check(server: Server, doing: str) -> None:
@@ -96,7 +112,11 @@ def check(server: Server, doing: str) -> None:
         return
     last, starved = tail(server.log_file), server.out_of_memory()
     how = f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-    if starved or (starved is None and code == 128 + 9) or any(sign in last for sign in OUT_OF_MEMORY):
+    if (
+        starved
+        or (starved is None and code == 128 + 9)
+        or any(sign in last for sign in OUT_OF_MEMORY)
+    ):
         raise Failure(
             "out_of_memory",
             f"The server {how} {doing}; its log or the kernel's signal says that memory ran out.",
@@ -104,8 +124,15 @@ def check(server: Server, doing: str) -> None:
             last,
         )
     if any(sign in last for sign in OLD_DRIVER):
-        raise Failure("driver_too_old", f"The server {how} {doing}: its CUDA needs a newer driver.", "Update the host's driver, or name an image built for an older CUDA.", last)
-    raise Failure("server_died", f"The server {how} {doing}.", "Its last words stand in the log.", last)
+        raise Failure(
+            "driver_too_old",
+            f"The server {how} {doing}: its CUDA needs a newer driver.",
+            "Update the host's driver, or name an image built for an older CUDA.",
+            last,
+        )
+    raise Failure(
+        "server_died", f"The server {how} {doing}.", "Its last words stand in the log.", last
+    )
 
 
 def tail(log_file: Path, lines: int = 25) -> str:
@@ -125,7 +152,10 @@ def placed(runtime: Runtime, artefact: Manifest, at: str) -> tuple[Manifest, tup
     folder = Path(artefact.path)
     real = [str((folder / entry["path"]).resolve()) for entry in artefact.files]
     root = os.path.commonpath([str(folder), *(str(Path(path).parent) for path in real)])
-    return dataclasses.replace(artefact, path=os.path.join(at, os.path.relpath(folder, root)) if str(folder) != root else at), (Mount(Path(root), at),)
+    return dataclasses.replace(
+        artefact,
+        path=os.path.join(at, os.path.relpath(folder, root)) if str(folder) != root else at,
+    ), (Mount(Path(root), at),)
 
 
 def mark() -> str:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from failure import Failure
+from pipeline.failure import Failure
+from pipeline.spec import Environment
 from runtime import Launch, process
-from spec import Environment
 
 log = logging.getLogger(__name__)
 CONTAINED = True
@@ -21,7 +21,14 @@ OWN_NETWORK = False
 
 def command(launch: Launch) -> list[str]:
     """The server's command inside the image: its own file system but for the mounts, an environment of its own, GPUs by --nv."""
-    argv = ["apptainer", "run" if launch.through_entrypoint else "exec", "--containall", "--writable-tmpfs", "--pwd", "/tmp"]  # noqa: S108 -- inside the container
+    argv = [
+        "apptainer",
+        "run" if launch.through_entrypoint else "exec",
+        "--containall",
+        "--writable-tmpfs",
+        "--pwd",
+        "/tmp",  # noqa: S108 -- inside the container
+    ]
     argv += ["--nv"] if launch.gpus else []
     for mount in launch.mounts:
         argv += ["--bind", f"{mount.host}:{mount.inside}:{'rw' if mount.writable else 'ro'}"]
@@ -41,20 +48,45 @@ def serve(launch: Launch) -> Iterator[process.Process]:
 def prepare(environment: Environment, folder: Path) -> dict[str, Any]:
     """Turn the image into a file in the store."""
     if environment.kind == "container":
-        raise Failure("image_missing", f"containers/{environment.image} is built by docker or podman.", "Push what they build to a registry, and name it as `image`.")
+        raise Failure(
+            "image_missing",
+            f"containers/{environment.image} is built by docker or podman.",
+            "Push what they build to a registry, and name it as `image`.",
+        )
     target = folder / "image.sif"
     try:
-        with subprocess.Popen(["apptainer", "pull", str(target), f"docker://{environment.image}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        with subprocess.Popen(
+            ["apptainer", "pull", str(target), f"docker://{environment.image}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as run:
             assert run.stdout
             lines = []
             for line in run.stdout:
                 lines.append(line)
                 log.info("%s", line.rstrip()[:160])
     except FileNotFoundError as error:
-        raise Failure("no_engine", "There is no apptainer on the PATH.", "Install it or load its module; or write another `runtime` in the configuration.") from error
+        raise Failure(
+            "no_engine",
+            "There is no apptainer on the PATH.",
+            "Install it or load its module; or write another `runtime` in the configuration.",
+        ) from error
     if run.returncode:
-        raise Failure("image_missing", f"The image {environment.image} cannot be had: {lines[-1].strip() if lines else ''}", "Correct `image`.", "".join(lines[-25:]))
-    return {"runtime": "apptainer", "image": str(target), "digests": [environment.image], "python": "python3", "packages": {}, "versions": {"image": environment.image}}
+        raise Failure(
+            "image_missing",
+            f"The image {environment.image} cannot be had: {lines[-1].strip() if lines else ''}",
+            "Correct `image`.",
+            "".join(lines[-25:]),
+        )
+    return {
+        "runtime": "apptainer",
+        "image": str(target),
+        "digests": [environment.image],
+        "python": "python3",
+        "packages": {},
+        "versions": {"image": environment.image},
+    }
 
 
 def missing(facts: dict[str, Any]) -> str | None:

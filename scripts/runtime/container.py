@@ -31,9 +31,9 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Ulimit
 
-from failure import Failure
+from pipeline.failure import Failure
+from pipeline.spec import Environment
 from runtime import GRACE_S, Launch, alive, mark
-from spec import Environment
 
 log = logging.getLogger(__name__)
 GUARD = Path(__file__).with_name("guard.py")
@@ -68,7 +68,11 @@ def connected(engine: Engine) -> Iterator[docker.DockerClient]:
         client.ping()
     except (DockerException, requests.RequestException) as error:
         remedy = f"Start it, or name its socket in {engine.variable}; or write `runtime: process` in the configuration."
-        raise Failure("no_engine", f"No {engine.name} engine answers at {engine.address}: {brief(error)}", remedy) from error
+        raise Failure(
+            "no_engine",
+            f"No {engine.name} engine answers at {engine.address}: {brief(error)}",
+            remedy,
+        ) from error
     try:
         yield client
     finally:
@@ -113,12 +117,23 @@ def serve(engine: Engine, launch: Launch) -> Iterator[Running]:
     name = f"showdown-{os.getpid()}-{time.monotonic_ns() % 10**9}"
     labels = {LABEL: mark(), HOST: socket.gethostname(), CELL: launch.label}
     started_ns = time.perf_counter_ns()
-    with connected(engine) as client, guarded(engine, name), networked(client, name, labels, launch) as network:
+    with (
+        connected(engine) as client,
+        guarded(engine, name),
+        networked(client, name, labels, launch) as network,
+    ):
         sweep(client)
         try:
-            container = client.containers.create(**settings(launch, name, labels, network), **(engine.gpus(launch.gpus) if launch.gpus else {}))
+            container = client.containers.create(
+                **settings(launch, name, labels, network),
+                **(engine.gpus(launch.gpus) if launch.gpus else {}),
+            )
         except ImageNotFound as error:
-            raise Failure("image_missing", f"There is no image {launch.image} here.", "Run again: it is fetched or built first.") from error
+            raise Failure(
+                "image_missing",
+                f"There is no image {launch.image} here.",
+                "Run again: it is fetched or built first.",
+            ) from error
         except (APIError, requests.RequestException) as error:
             raise refused(error, launch) from error
         try:
@@ -135,16 +150,36 @@ def serve(engine: Engine, launch: Launch) -> Iterator[Running]:
 def refused(error: Exception, launch: Launch) -> Failure:
     """What the engine says when it will not start a container, as a Failure."""
     said = brief(error)
-    if "could not select device driver" in said or ("nvidia-container" in said and "driver" not in said):
-        return Failure("no_gpu", f"The engine cannot give a container a GPU: {said}", "Install the NVIDIA container toolkit and restart the engine.")
+    if "could not select device driver" in said or (
+        "nvidia-container" in said and "driver" not in said
+    ):
+        return Failure(
+            "no_gpu",
+            f"The engine cannot give a container a GPU: {said}",
+            "Install the NVIDIA container toolkit and restart the engine.",
+        )
     if "requirement error" in said or "unsatisfied condition" in said:
-        return Failure("driver_too_old", f"{launch.image} needs a newer driver: {said}", "Update the host's driver, or name an image built for an older CUDA.")
+        return Failure(
+            "driver_too_old",
+            f"{launch.image} needs a newer driver: {said}",
+            "Update the host's driver, or name an image built for an older CUDA.",
+        )
     if "port is already allocated" in said or "address already in use" in said:
-        return Failure("port_taken", f"Port {launch.port[1] if launch.port else ''} of 127.0.0.1 is taken.", "Stop that program, or set server.port to another port or to null.")
-    return Failure("start_failed", f"The engine could not start the container: {said}", "See what it says; the command stands in the report.")
+        return Failure(
+            "port_taken",
+            f"Port {launch.port[1] if launch.port else ''} of 127.0.0.1 is taken.",
+            "Stop that program, or set server.port to another port or to null.",
+        )
+    return Failure(
+        "start_failed",
+        f"The engine could not start the container: {said}",
+        "See what it says; the command stands in the report.",
+    )
 
 
-def settings(launch: Launch, name: str, labels: dict[str, str], network: str | None) -> dict[str, Any]:
+def settings(
+    launch: Launch, name: str, labels: dict[str, str], network: str | None
+) -> dict[str, Any]:
     """Arguments of containers.create: read-only mounts, one port of the loopback interface, no privileges.
 
     The user inside is the one who runs this, nobody in root's place, unless the configuration names another; its home is /tmp.
@@ -160,7 +195,10 @@ def settings(launch: Launch, name: str, labels: dict[str, str], network: str | N
         "command": launch.argv if launch.through_entrypoint else launch.argv[1:],
         "environment": {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache"} | launch.env,  # noqa: S108 -- inside the container
         "working_dir": "/tmp",  # noqa: S108 -- inside the container
-        "volumes": {str(mount.host): {"bind": mount.inside, "mode": "rw" if mount.writable else "ro"} for mount in launch.mounts},
+        "volumes": {
+            str(mount.host): {"bind": mount.inside, "mode": "rw" if mount.writable else "ro"}
+            for mount in launch.mounts
+        },
         "user": user,
         "labels": labels,
         "cap_drop": ["ALL"],
@@ -169,11 +207,23 @@ def settings(launch: Launch, name: str, labels: dict[str, str], network: str | N
         "detach": True,
     }
     made |= {} if launch.through_entrypoint else {"entrypoint": launch.argv[:1]}
-    made |= {"ports": {f"{launch.port[0]}/tcp": ("127.0.0.1", launch.port[1])}} if launch.port else {}
-    made |= {"network": network} if network else {"network_mode": "bridge" if launch.network else "none"}
+    made |= (
+        {"ports": {f"{launch.port[0]}/tcp": ("127.0.0.1", launch.port[1])}} if launch.port else {}
+    )
+    made |= (
+        {"network": network}
+        if network
+        else {"network_mode": "bridge" if launch.network else "none"}
+    )
     made |= {"mem_limit": int(launch.memory_gib * 2**30)} if launch.memory_gib else {}
     if launch.gpus:
-        made |= {"shm_size": SHM_BYTES, "ulimits": [Ulimit(name="memlock", soft=-1, hard=-1), Ulimit(name="stack", soft=67108864, hard=67108864)]}
+        made |= {
+            "shm_size": SHM_BYTES,
+            "ulimits": [
+                Ulimit(name="memlock", soft=-1, hard=-1),
+                Ulimit(name="stack", soft=67108864, hard=67108864),
+            ],
+        }
     return made
 
 
@@ -188,12 +238,19 @@ def cdi_devices(gpus: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def networked(client: docker.DockerClient, name: str, labels: dict[str, str], launch: Launch) -> Iterator[str | None]:
+def networked(
+    client: docker.DockerClient, name: str, labels: dict[str, str], launch: Launch
+) -> Iterator[str | None]:
     """A network of the container's own that reaches nothing outside: its addresses are not masqueraded. None where no port is published."""
     if not launch.port:
         yield None
         return
-    network = client.networks.create(name, driver="bridge", labels=labels, options={"com.docker.network.bridge.enable_ip_masquerade": "false"})
+    network = client.networks.create(
+        name,
+        driver="bridge",
+        labels=labels,
+        options={"com.docker.network.bridge.enable_ip_masquerade": "false"},
+    )
     try:
         yield str(network.name)
     finally:
@@ -204,7 +261,11 @@ def networked(client: docker.DockerClient, name: str, labels: dict[str, str], la
 @contextmanager
 def guarded(engine: Engine, name: str) -> Iterator[None]:
     """A process that outlives this one and removes the container then: its standard input is the lifeline."""
-    guard = subprocess.Popen([sys.executable, str(GUARD), engine.address, name, str(GRACE_S)], stdin=subprocess.PIPE, start_new_session=True)
+    guard = subprocess.Popen(
+        [sys.executable, str(GUARD), engine.address, name, str(GRACE_S)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         yield
     finally:
@@ -221,7 +282,10 @@ def following(container: Container, log_file: Path) -> Iterator[None]:
     log_file.write_bytes(b"")
 
     def follow() -> None:
-        with log_file.open("wb", buffering=0) as sink, suppress(APIError, requests.RequestException, ValueError):
+        with (
+            log_file.open("wb", buffering=0) as sink,
+            suppress(APIError, requests.RequestException, ValueError),
+        ):
             for piece in container.logs(stream=True, follow=True):
                 sink.write(piece)
 
@@ -271,7 +335,11 @@ def digest(engine: Engine, name: str, tag: str) -> str:
 def absent(image: str, error: Exception) -> Failure:
     said = brief(error)
     denied = any(word in said for word in ("denied", "unauthorized", "authentication required"))
-    remedy = "Log in to its registry (docker login), and see that you may pull it." if denied else "Correct `image`, and see that its registry can be reached."
+    remedy = (
+        "Log in to its registry (docker login), and see that you may pull it."
+        if denied
+        else "Correct `image`, and see that its registry can be reached."
+    )
     return Failure("image_missing", f"The image {image} cannot be had: {said}", remedy)
 
 
@@ -279,9 +347,20 @@ def prepare(engine: Engine, environment: Environment, _folder: Path) -> dict[str
     """Pull the image, or build it from containers/; gives its facts: image (what to start), id, bytes, digests, versions."""
     assert environment.image
     with connected(engine) as client:
-        image = build(client, engine, environment) if environment.kind == "container" else pull(client, environment.image)
+        image = (
+            build(client, engine, environment)
+            if environment.kind == "container"
+            else pull(client, environment.image)
+        )
     labels = image.labels or {}
-    versions = {name: value for name, value in {"image": environment.image, "version": labels.get("org.opencontainers.image.version")}.items() if value}
+    versions = {
+        name: value
+        for name, value in {
+            "image": environment.image,
+            "version": labels.get("org.opencontainers.image.version"),
+        }.items()
+        if value
+    }
     return {
         "runtime": engine.name,
         "image": image.id,
@@ -309,11 +388,21 @@ def pull(client: docker.DockerClient, image: str) -> Any:
                 layers[line["id"]] = (detail["current"], detail["total"])
                 left = sum(total - came for came, total in layers.values())
                 if place.is_dir() and left > shutil.disk_usage(place).free:
-                    raise Failure("disk_full", f"{image} needs {left / 1e9:.1f} GB more, packed, than {place} has free.", "Free space there, or move the engine's data.")
+                    raise Failure(
+                        "disk_full",
+                        f"{image} needs {left / 1e9:.1f} GB more, packed, than {place} has free.",
+                        "Free space there, or move the engine's data.",
+                    )
             if time.monotonic() - told > PROGRESS_S:
                 told = time.monotonic()
                 came, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))
-                log.info("%s: %.0f of %.0f MB of the layers begun, %.1f MB/s", image, came / 1e6, total / 1e6, came / 1e6 / (told - started))
+                log.info(
+                    "%s: %.0f of %.0f MB of the layers begun, %.1f MB/s",
+                    image,
+                    came / 1e6,
+                    total / 1e6,
+                    came / 1e6 / (told - started),
+                )
         return client.images.get(image)
     except (APIError, ImageNotFound) as error:
         raise absent(image, error) from error
@@ -325,7 +414,10 @@ def build(client: docker.DockerClient, engine: Engine, environment: Environment)
     The engine's own client runs it, since it has secrets: the certificates of a private package index are not left in the image.
     """
     assert environment.image and environment.sources_sha256
-    identity = json.dumps([environment.lock_sha256, environment.sources_sha256, environment.build_args], sort_keys=True)
+    identity = json.dumps(
+        [environment.lock_sha256, environment.sources_sha256, environment.build_args],
+        sort_keys=True,
+    )
     tag = f"showdown/{environment.image}:{hashlib.sha256(identity.encode()).hexdigest()[:20]}"
     with suppress(ImageNotFound):
         return client.images.get(tag)
@@ -340,14 +432,25 @@ def build(client: docker.DockerClient, engine: Engine, environment: Environment)
         if environment.lock:
             shutil.copy(ROOT / "envs" / f"{environment.lock}.txt", Path(context, "lock.txt"))
         surroundings = os.environ | {"DOCKER_BUILDKIT": "1", engine.variable: engine.address}
-        with subprocess.Popen([*command, context], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings) as process:
+        with subprocess.Popen(
+            [*command, context],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=surroundings,
+        ) as process:
             assert process.stdout
             for line in process.stdout:
                 lines.append(line)
                 log.info("%s", line.rstrip()[:160])
     if process.returncode:
         said = lines[-1].strip() if lines else ""
-        raise Failure("image_missing", f"The image of containers/{environment.image} could not be built: {said}", "See the log of this stage.", "".join(lines[-25:]))
+        raise Failure(
+            "image_missing",
+            f"The image of containers/{environment.image} could not be built: {said}",
+            "See the log of this stage.",
+            "".join(lines[-25:]),
+        )
     return client.images.get(tag)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 
 def main() -> None:
@@ -16,8 +15,6 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read():
         return
-    # This folder holds a docker.py of ours.
-    sys.path.remove(str(Path(__file__).parent))
     import docker
     from docker.errors import DockerException
 

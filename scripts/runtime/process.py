@@ -8,7 +8,6 @@ what a killed supervisor left.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -21,15 +20,14 @@ from typing import Any
 
 import psutil
 
-from failure import Failure
+from pipeline.failure import Failure
+from pipeline.withheld import environment_of_others
 from runtime import GRACE_S, OWNER, Launch, alive, mark
 
 log = logging.getLogger(__name__)
 CONTAINED = False
 OWN_NETWORK = False
 SUPERVISOR = Path(__file__).with_name("supervise.py")
-# Not for a server: a token it has no use for, and this interpreter's own settings.
-WITHHELD = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 @dataclass
@@ -77,9 +75,22 @@ def claim_port(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            holders = {c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN and c.pid}
-            who = ", ".join(f"{psutil.Process(pid).name()} (process {pid})" for pid in sorted(holders)) or "another program"
-            raise Failure("port_taken", f"Port {port} of 127.0.0.1 is taken by {who}.", "Stop that program, or set server.port to another port or to null.") from error
+            holders = {
+                c.pid
+                for c in psutil.net_connections("tcp")
+                if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN and c.pid
+            }
+            who = (
+                ", ".join(
+                    f"{psutil.Process(pid).name()} (process {pid})" for pid in sorted(holders)
+                )
+                or "another program"
+            )
+            raise Failure(
+                "port_taken",
+                f"Port {port} of 127.0.0.1 is taken by {who}.",
+                "Stop that program, or set server.port to another port or to null.",
+            ) from error
     return port
 
 
@@ -87,7 +98,7 @@ def claim_port(port: int) -> int:
 def serve(launch: Launch) -> Iterator[Process]:
     """Start the server and stop it when the block is left. Its log gets its standard output and error."""
     sweep()
-    environment = {name: value for name, value in os.environ.items() if name not in WITHHELD} | launch.env | {OWNER: mark()}
+    environment = environment_of_others() | launch.env | {OWNER: mark()}
     if launch.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)
     with launch.log_file.open("wb") as sink:

@@ -24,7 +24,11 @@ def supervise(grace_s: float, command: list[str]) -> int:
     """Run the command to its end or to the end of standard input; grandchildren that it leaves are ended as well."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
 
     def watch() -> None:
         os.read(0, 1)
@@ -50,7 +54,9 @@ def end(server: subprocess.Popen[bytes] | None, grace_s: float) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs([process for process in left if server is None or process.pid != server.pid], timeout=5)
+    psutil.wait_procs(
+        [process for process in left if server is None or process.pid != server.pid], timeout=5
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import backends
+from loadgen.stream import event
 from loadgen.wire import frames
-from metrics.stream import event
 
 WIRE = sorted((Path(__file__).parent / "wire").glob("*.sse"))
 TOKENS = {"tgi": 7}
@@ -24,10 +24,14 @@ def test_a_stream_is_read_whole(file: Path) -> None:
     assert "".join(texts) == "Rain falls on 東京."
     assert 1 < len(texts) < 7, "a stream, and events are not tokens"
     assert [one.finish for one in events if one.finish] == ["stop"]
-    assert [one.usage["completion_tokens"] for one in events if one.usage] == [TOKENS.get(file.stem, 6)]
+    assert [one.usage["completion_tokens"] for one in events if one.usage] == [
+        TOKENS.get(file.stem, 6)
+    ]
     assert not [one.error for one in events if one.error]
     assert events[-1].done
 
 
 def test_each_backend_of_the_study_has_one() -> None:
-    assert {"vllm", "lmdeploy", "mlc_llm", "tensorrt_llm", "tgi", "sglang"} == {file.stem for file in WIRE}
+    assert {"vllm", "lmdeploy", "mlc_llm", "tensorrt_llm", "tgi", "sglang"} == {
+        file.stem for file in WIRE
+    }

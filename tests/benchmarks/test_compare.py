@@ -29,7 +29,12 @@ def compare() -> ModuleType:
 
 
 def run(client: str, rate: float, p99: float) -> dict[str, Any]:
-    truth = {"ttft_ms": {"p50": 200.1, "p99": 201.0}, "gap_ms": {"p50": 20.0, "p99": 20.5}, "late_ms": {"p50": 0.1, "p99": 0.7, "max": 3.0}, "cores": 0.05}
+    truth = {
+        "ttft_ms": {"p50": 200.1, "p99": 201.0},
+        "gap_ms": {"p50": 20.0, "p99": 20.5},
+        "late_ms": {"p50": 0.1, "p99": 0.7, "max": 3.0},
+        "cores": 0.05,
+    }
     return {
         "client": client,
         "streams": 100,
@@ -60,7 +65,22 @@ def test_the_floor_and_ours_find_what_the_server_says_it_did(tmp_path: Path) -> 
     if not shutil.which("gcc"):
         pytest.skip("no C compiler on this machine: the paced server was not built")
     done = subprocess.run(
-        [sys.executable, str(COMPARE), "--streams", "50", "--repeats", "1", "--clients", "floor", "ours", "--output", str(tmp_path)], capture_output=True, text=True, timeout=300
+        [
+            sys.executable,
+            str(COMPARE),
+            "--streams",
+            "50",
+            "--repeats",
+            "1",
+            "--clients",
+            "floor",
+            "ours",
+            "--output",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "| 50 | ours |" in done.stdout
@@ -68,7 +88,9 @@ def test_the_floor_and_ours_find_what_the_server_says_it_did(tmp_path: Path) -> 
     for found in json.loads((tmp_path / "results.json").read_text())["runs"]:
         truth = found["truth"]
         assert truth["requests"] >= 150
-        assert truth["ttft_ms"]["p50"] == pytest.approx(200, rel=0.02), "the server keeps its own time"
+        assert truth["ttft_ms"]["p50"] == pytest.approx(200, rel=0.02), (
+            "the server keeps its own time"
+        )
         assert found["tokens_per_s"] > 0.98 * 50 * 200 / 4.18
         assert found["ttft_ms"]["p50"] == pytest.approx(truth["ttft_ms"]["p50"], rel=0.06)
         assert found["gap_ms"]["p50"] == pytest.approx(20, rel=0.02)

@@ -11,7 +11,9 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
-def test_answers_are_put_into_later_bodies_whatever_they_say(prompt: str, answers: list[str]) -> None:
+def test_answers_are_put_into_later_bodies_whatever_they_say(
+    prompt: str, answers: list[str]
+) -> None:
     prompt = prompt.replace("\0", "")
     messages = [prompt, *(conversation.slot(turn) for turn in range(len(answers)))]
 
@@ -21,7 +23,10 @@ def test_answers_are_put_into_later_bodies_whatever_they_say(prompt: str, answer
 
 
 def streamed(*events: object) -> bytes:
-    data = b"".join(b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n" for event in events)
+    data = b"".join(
+        b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n"
+        for event in events
+    )
     return HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadgen import record
-from metrics.records import read
+from loadgen.reader import read
 
 
 def written(path: Path, count: int) -> list[record.Record]:
@@ -58,7 +58,9 @@ def test_records_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 100])
-def test_a_stream_cut_short_gives_what_came_before(tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_cut_short_gives_what_came_before(
+    tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(record, "FLUSH_S", 0.05)
     path = tmp_path / "r.arrow"
     with record.writing(path) as writer:
@@ -90,7 +92,9 @@ def test_parts_are_merged_and_removed_and_one_that_was_never_begun_is_none(tmp_p
 def test_much_is_written_in_small_batches(tmp_path: Path) -> None:
     with record.writing(tmp_path / "r.arrow") as writer:
         for number in range(8):
-            writer.put(record.Record(number, 0, 0, 0, "load", 1, wire=b"x" * (record.BATCH_BYTES // 2)))
+            writer.put(
+                record.Record(number, 0, 0, 0, "load", 1, wire=b"x" * (record.BATCH_BYTES // 2))
+            )
 
     assert [len(batch) for batch in record.batches(tmp_path / "r.arrow")] == [2, 2, 2, 2]
     assert read(tmp_path / "r.arrow").user.tolist() == list(range(8))

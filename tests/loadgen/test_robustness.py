@@ -28,7 +28,11 @@ CHUNKED = HEAD.replace(b"Connection", b"Transfer-Encoding: chunked\r\nConnection
 
 
 def event(text: str) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode()
+        + b"\n\n"
+    )
 
 
 END = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
@@ -75,7 +79,9 @@ def all_sent_to(handler: Handler, requests: int, timeout_s: float = 5.0) -> list
             connection = client.Connection(receiver, "127.0.0.1", port)
             for _ in range(requests):
                 made.append(record.Record(0, 0, 0, 0, "load", 0))
-                await connection.send(client.post("127.0.0.1", port, "/", b"{}"), made[-1], timeout_s)
+                await connection.send(
+                    client.post("127.0.0.1", port, "/", b"{}"), made[-1], timeout_s
+                )
             connection.close()
             receiver.close()
             await asyncio.gather(*serving)
@@ -87,7 +93,10 @@ def all_sent_to(handler: Handler, requests: int, timeout_s: float = 5.0) -> list
 def judged(made: record.Record, tokenizer: Tokenizer) -> pd.Series:
     frame = pd.DataFrame([{name: getattr(made, name) for name in record.SCHEMA.names}])
     frame["wire"] = frame.wire.map(bytes)
-    return requests.frame(frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64")), tokenizer).iloc[0]
+    return requests.frame(
+        frame.astype(dict.fromkeys(("scheduled_ns", "sent_ns", "done_ns", "status"), "Int64")),
+        tokenizer,
+    ).iloc[0]
 
 
 def writes(*parts: bytes) -> Handler:
@@ -112,7 +121,9 @@ def reset_after(*parts: bytes) -> Handler:
         await writer.drain()
         await asyncio.sleep(0.02)
         # Linger of zero seconds: closing sends RST instead of FIN.
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         writer.transport.abort()
 
     return handler
@@ -132,7 +143,13 @@ async def endless(writer: asyncio.StreamWriter) -> None:
 
 
 def status(line: bytes, *headers: bytes) -> bytes:
-    return b"HTTP/1.1 " + line + b"\r\n" + b"".join(header + b"\r\n" for header in headers) + b"Content-Length: 4\r\nConnection: close\r\n\r\nbusy"
+    return (
+        b"HTTP/1.1 "
+        + line
+        + b"\r\n"
+        + b"".join(header + b"\r\n" for header in headers)
+        + b"Content-Length: 4\r\nConnection: close\r\n\r\nbusy"
+    )
 
 
 def told_length(body: bytes) -> bytes:
@@ -142,39 +159,132 @@ def told_length(body: bytes) -> bytes:
 # name, what the server does, the client's outcome, the outcome of the answer, its text
 TABLE: list[tuple[str, Handler, str, str, str]] = [
     ("one byte at a time", trickle, "complete", "ok", "Grüße aus Köln"),
-    ("chunked, a chunk in two writes", writes(CHUNKED, b"%x\r\n" % len(event("ab")), event("ab")[:9], event("ab")[9:] + b"\r\n", chunk(END), chunk(b"")), "complete", "ok", "ab"),
-    ("ten megabytes in one event", writes(HEAD, event("x" * 10_000_000), END), "complete", "ok", "x" * 10_000_000),
+    (
+        "chunked, a chunk in two writes",
+        writes(
+            CHUNKED,
+            b"%x\r\n" % len(event("ab")),
+            event("ab")[:9],
+            event("ab")[9:] + b"\r\n",
+            chunk(END),
+            chunk(b""),
+        ),
+        "complete",
+        "ok",
+        "ab",
+    ),
+    (
+        "ten megabytes in one event",
+        writes(HEAD, event("x" * 10_000_000), END),
+        "complete",
+        "ok",
+        "x" * 10_000_000,
+    ),
     ("reset", reset_after(CHUNKED, chunk(event("a"))), "disconnected", "disconnected", "a"),
-    ("reset, with a body that only its end delimits", reset_after(HEAD, event("a"), END), "disconnected", "disconnected", "a"),
+    (
+        "reset, with a body that only its end delimits",
+        reset_after(HEAD, event("a"), END),
+        "disconnected",
+        "disconnected",
+        "a",
+    ),
     (
         "chunked, with extensions and a trailer",
-        writes(CHUNKED, b"%x;a=b\r\n%s\r\n" % (len(event("ab") + END), event("ab") + END), b"0\r\nX-Late: 1\r\n\r\n"),
+        writes(
+            CHUNKED,
+            b"%x;a=b\r\n%s\r\n" % (len(event("ab") + END), event("ab") + END),
+            b"0\r\nX-Late: 1\r\n\r\n",
+        ),
         "complete",
         "ok",
         "ab",
     ),
     ("a body of a told length", writes(told_length(event("ab") + END)), "complete", "ok", "ab"),
-    ("an announcement first", writes(b"HTTP/1.1 100 Continue\r\n\r\n", told_length(event("ab") + END)), "complete", "ok", "ab"),
-    ("events that end with CRLF", writes(CHUNKED, *(chunk(part.replace(b"\n", b"\r\n")) for part in (event("a"), event("b"), END)), chunk(b"")), "complete", "ok", "ab"),
-    ("bytes after the end", writes(CHUNKED, chunk(event("ab") + END), chunk(b"") + b"garbage"), "complete", "ok", "ab"),
-    ("a chunk without a length", writes(CHUNKED, chunk(event("a")), b"zz\r\n"), "disconnected", "disconnected", "a"),
+    (
+        "an announcement first",
+        writes(b"HTTP/1.1 100 Continue\r\n\r\n", told_length(event("ab") + END)),
+        "complete",
+        "ok",
+        "ab",
+    ),
+    (
+        "events that end with CRLF",
+        writes(
+            CHUNKED,
+            *(chunk(part.replace(b"\n", b"\r\n")) for part in (event("a"), event("b"), END)),
+            chunk(b""),
+        ),
+        "complete",
+        "ok",
+        "ab",
+    ),
+    (
+        "bytes after the end",
+        writes(CHUNKED, chunk(event("ab") + END), chunk(b"") + b"garbage"),
+        "complete",
+        "ok",
+        "ab",
+    ),
+    (
+        "a chunk without a length",
+        writes(CHUNKED, chunk(event("a")), b"zz\r\n"),
+        "disconnected",
+        "disconnected",
+        "a",
+    ),
     ("closed before any answer", writes(), "disconnected", "disconnected", ""),
     ("not HTTP", writes(b"SSH-2.0-OpenSSH\r\n\r\n"), "disconnected", "disconnected", ""),
-    ("429 with Retry-After", writes(status(b"429 Too Many Requests", b"Retry-After: 3")), "overloaded", "overloaded", ""),
+    (
+        "429 with Retry-After",
+        writes(status(b"429 Too Many Requests", b"Retry-After: 3")),
+        "overloaded",
+        "overloaded",
+        "",
+    ),
     ("503", writes(status(b"503 Service Unavailable")), "overloaded", "overloaded", ""),
     ("500", writes(status(b"500 Internal Server Error")), "http_error", "http_error", ""),
-    ("200 with an error event", writes(HEAD, event("a"), b'data: {"error": {"message": "boom"}}\n\n', END), "complete", "error_event", "a"),
-    ("invalid UTF-8", writes(HEAD, b'data: {"choices": [{"text": "\xff"}]}\n\n', END), "complete", "ok", "\N{REPLACEMENT CHARACTER}"),
+    (
+        "200 with an error event",
+        writes(HEAD, event("a"), b'data: {"error": {"message": "boom"}}\n\n', END),
+        "complete",
+        "error_event",
+        "a",
+    ),
+    (
+        "invalid UTF-8",
+        writes(HEAD, b'data: {"choices": [{"text": "\xff"}]}\n\n', END),
+        "complete",
+        "ok",
+        "\N{REPLACEMENT CHARACTER}",
+    ),
     ("invalid JSON", writes(HEAD, b"data: {broken\n\n", END), "complete", "error_event", ""),
-    ("a chunk after [DONE]", writes(HEAD, event("a"), END, event("late")), "complete", "ok", "alate"),
+    (
+        "a chunk after [DONE]",
+        writes(HEAD, event("a"), END, event("late")),
+        "complete",
+        "ok",
+        "alate",
+    ),
     ("closed without [DONE]", writes(HEAD, event("a")), "complete", "truncated", "a"),
-    ("chunked, closed without the last chunk", writes(CHUNKED, chunk(event("a"))), "disconnected", "disconnected", "a"),
+    (
+        "chunked, closed without the last chunk",
+        writes(CHUNKED, chunk(event("a"))),
+        "disconnected",
+        "disconnected",
+        "a",
+    ),
     ("a stall longer than the timeout", stall, "timeout", "timeout", "a"),
 ]
 
 
-@pytest.mark.parametrize(("handler", "outcome", "answer", "text"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_what_a_server_did_is_what_is_recorded(handler: Handler, outcome: str, answer: str, text: str, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("handler", "outcome", "answer", "text"),
+    [row[1:] for row in TABLE],
+    ids=[row[0] for row in TABLE],
+)
+def test_what_a_server_did_is_what_is_recorded(
+    handler: Handler, outcome: str, answer: str, text: str, tokenizer: Tokenizer
+) -> None:
     made = sent_to(handler, timeout_s=0.5 if outcome == "timeout" else 5)
     found = judged(made, tokenizer)
 
@@ -199,8 +309,14 @@ def test_an_answer_without_end_is_cut_at_a_bound(monkeypatch: pytest.MonkeyPatch
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_split_of_the_bytes_gives_the_same_answer(data: st.DataObject, tokenizer: Tokenizer) -> None:
-    whole = CHUNKED + b"".join(chunk(part) for part in (b": ping\n\n", event("Grüße"), event(" 😀 "), END)) + chunk(b"")
+def test_any_split_of_the_bytes_gives_the_same_answer(
+    data: st.DataObject, tokenizer: Tokenizer
+) -> None:
+    whole = (
+        CHUNKED
+        + b"".join(chunk(part) for part in (b": ping\n\n", event("Grüße"), event(" 😀 "), END))
+        + chunk(b"")
+    )
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=8)))
     parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
 
@@ -220,7 +336,9 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_opened_anew() -> None:
 
     assert [made.outcome for made in records] == ["complete"] * 3
     assert client.counts.sockets - before == 3
-    assert [made.retries for made in records] == [0, 0, 0] or sum(made.retries for made in records) <= 2, "whether the end was seen before the next request is chance"
+    assert [made.retries for made in records] == [0, 0, 0] or sum(
+        made.retries for made in records
+    ) <= 2, "whether the end was seen before the next request is chance"
 
 
 def test_a_kept_connection_is_used_again() -> None:
@@ -277,7 +395,9 @@ def test_a_large_request_is_sent_whole() -> None:
     assert b"20000000" in made.wire
 
 
-def test_without_the_kernels_stamps_reads_are_stamped_here_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_kernels_stamps_reads_are_stamped_here_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where the kernel or a sandbox does not give them."""
     monkeypatch.setattr(client, "STAMP_BYTES", 0)
     before, now = client.counts.unstamped, perf_counter_ns()

@@ -9,7 +9,9 @@ from loadgen import wire
 PARTS = [b"data: 1\n\n", b"data: 22\n\n", b"0\r\n\r\n"]
 BODY = b"".join(PARTS)
 RESPONSES = {
-    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in PARTS) + b"0\r\n\r\n",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in PARTS)
+    + b"0\r\n\r\n",
     "length": b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
     "close": b"HTTP/1.1 200 OK\r\n\r\n" + BODY,
 }
@@ -17,7 +19,9 @@ RESPONSES = {
 
 @pytest.mark.parametrize("kind", RESPONSES)
 @given(data=st.data())
-def test_any_split_gives_the_same_body_and_tells_who_brought_it(kind: str, data: st.DataObject) -> None:
+def test_any_split_gives_the_same_body_and_tells_who_brought_it(
+    kind: str, data: st.DataObject
+) -> None:
     whole = RESPONSES[kind]
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=10)))
     sizes = [end - start for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
@@ -44,7 +48,10 @@ def test_the_end_is_known_where_http_tells_it(kind: str) -> None:
     assert response.status == (503 if kind == "length" else 200)
 
 
-@pytest.mark.parametrize(("header", "reusable"), [(b"", True), (b"Connection: keep-alive\r\n", True), (b"Connection: close\r\n", False)])
+@pytest.mark.parametrize(
+    ("header", "reusable"),
+    [(b"", True), (b"Connection: keep-alive\r\n", True), (b"Connection: close\r\n", False)],
+)
 def test_a_server_says_whether_the_connection_stays(header: bytes, reusable: bool) -> None:
     response = wire.Response()
     response.feed(b"HTTP/1.1 200 OK\r\n" + header + b"Content-Length: 0\r\n\r\n")

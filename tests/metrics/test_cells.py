@@ -15,9 +15,19 @@ COURSE: dict[str, Any] = {"clock_ns": 0, "window_start_ns": 10 * S, "window_end_
 ASKED = [100]
 
 
-def request(sent_s: float, first_s: float, tokens: int, gap_s: float, outcome: str = "ok", phase: str = "load", **fields: Any) -> dict[str, Any]:
+def request(
+    sent_s: float,
+    first_s: float,
+    tokens: int,
+    gap_s: float,
+    outcome: str = "ok",
+    phase: str = "load",
+    **fields: Any,
+) -> dict[str, Any]:
     """A request whose tokens come one an event, `gap_s` apart."""
-    times = np.array([round((first_s + gap_s * number) * S) for number in range(tokens)], dtype=np.int64)
+    times = np.array(
+        [round((first_s + gap_s * number) * S) for number in range(tokens)], dtype=np.int64
+    )
     last = int(times[-1]) if tokens else round(sent_s * S)
     made = {
         **{
@@ -30,9 +40,22 @@ def request(sent_s: float, first_s: float, tokens: int, gap_s: float, outcome: s
             "sent_ns": round(sent_s * S),
             "done_ns": last + S // 100,
         },
-        **{"ttft_ns": int(times[0]) - round(sent_s * S) if tokens else pd.NA, "e2e_latency_ns": last - round(sent_s * S) if tokens else pd.NA},
-        **{"tpot_ns": (last - int(times[0])) / (tokens - 1) if tokens > 1 else pd.NA, "event_ns": times, "event_tokens": np.ones(tokens)},
-        **{"tokens": tokens, "tokens_usage": tokens, "tokens_retokenized": tokens, "tokens_events": tokens, "prompt_tokens": 7},
+        **{
+            "ttft_ns": int(times[0]) - round(sent_s * S) if tokens else pd.NA,
+            "e2e_latency_ns": last - round(sent_s * S) if tokens else pd.NA,
+        },
+        **{
+            "tpot_ns": (last - int(times[0])) / (tokens - 1) if tokens > 1 else pd.NA,
+            "event_ns": times,
+            "event_tokens": np.ones(tokens),
+        },
+        **{
+            "tokens": tokens,
+            "tokens_usage": tokens,
+            "tokens_retokenized": tokens,
+            "tokens_events": tokens,
+            "prompt_tokens": 7,
+        },
     }
     made |= {"ttft_scheduled_ns": made["ttft_ns"], "ttft_headers_ns": 1}
     return made | fields
@@ -40,13 +63,26 @@ def request(sent_s: float, first_s: float, tokens: int, gap_s: float, outcome: s
 
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
     made = pd.DataFrame(rows)
-    return made.astype(dict.fromkeys([name for name in made.columns if (name.endswith("_ns") and name != "event_ns") or name.startswith("tokens")], "Float64"))
+    return made.astype(
+        dict.fromkeys(
+            [
+                name
+                for name in made.columns
+                if (name.endswith("_ns") and name != "event_ns") or name.startswith("tokens")
+            ],
+            "Float64",
+        )
+    )
 
 
 def test_tokens_count_by_their_own_time_and_latencies_by_the_start() -> None:
     requests = frame(
-        request(9, 9.5, 11, 0.1),  # 9.5 ... 10.5: six of its tokens (10.0 to 10.5) lie in the window, its TTFT does not count
-        request(29, 29.5, 11, 0.1),  # 29.5 ... 30.5: five tokens (29.5 to 29.9) in the window, its TTFT counts
+        request(
+            9, 9.5, 11, 0.1
+        ),  # 9.5 ... 10.5: six of its tokens (10.0 to 10.5) lie in the window, its TTFT does not count
+        request(
+            29, 29.5, 11, 0.1
+        ),  # 29.5 ... 30.5: five tokens (29.5 to 29.9) in the window, its TTFT counts
         request(12, 12.2, 3, 0.1),
         request(12, 12.2, 3, 0.1, phase="warmup"),
     )
@@ -58,7 +94,9 @@ def test_tokens_count_by_their_own_time_and_latencies_by_the_start() -> None:
     assert found["ttft"]["n"] == 2
     assert found["ttft"]["p50"] == pytest.approx((500 + 200) / 2)
     assert found["e2e_latency"]["max"] == pytest.approx(1500)
-    assert found["request_throughput"] == pytest.approx(2 / 20), "done in the window: the first and the third"
+    assert found["request_throughput"] == pytest.approx(2 / 20), (
+        "done in the window: the first and the third"
+    )
 
 
 def test_failures_stay_in_the_denominator() -> None:
@@ -80,7 +118,9 @@ def test_failures_stay_in_the_denominator() -> None:
 
 
 def test_a_gap_is_shared_by_the_tokens_that_end_it() -> None:
-    requests = frame(request(11, 11.2, 3, 0.1) | {"event_tokens": np.array([1.0, 1.0, 4.0]), "tokens": 6})
+    requests = frame(
+        request(11, 11.2, 3, 0.1) | {"event_tokens": np.array([1.0, 1.0, 4.0]), "tokens": 6}
+    )
 
     found = cells.summary(requests, COURSE, {}, ASKED)
 
@@ -102,7 +142,9 @@ def test_counts_that_disagree_are_told() -> None:
 
 
 def test_one_answer_without_usage_changes_the_source() -> None:
-    requests = frame(request(11, 11.2, 10, 0.1), request(12, 12.2, 10, 0.1) | {"tokens_usage": pd.NA})
+    requests = frame(
+        request(11, 11.2, 10, 0.1), request(12, 12.2, 10, 0.1) | {"tokens_usage": pd.NA}
+    )
 
     assert cells.summary(requests, COURSE, {}, ASKED)["tokens"]["source"] == "retokenized"
 
@@ -114,7 +156,9 @@ def test_answers_shorter_than_asked_are_told() -> None:
 
 
 def test_a_cell_without_one_good_request_has_dashes_not_zeros() -> None:
-    found = cells.summary(frame(request(11, 11, 0, 0, outcome="timeout")), COURSE, {"ttft_ms": 1}, ASKED)
+    found = cells.summary(
+        frame(request(11, 11, 0, 0, outcome="timeout")), COURSE, {"ttft_ms": 1}, ASKED
+    )
 
     assert found["ttft"]["p50"] is None
     assert found["user_rate"] is None

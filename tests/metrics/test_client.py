@@ -12,16 +12,35 @@ from metrics import client
 
 HOST = {"cpu": "abacus", "cores": 2}
 STEPS = [
-    {"streams": 1, "ttft_error_ms": {"p99": None, "max": 0.3}, "gap_error_ms": {"p99": 0.01, "max": 9.0}},
-    {"streams": 8, "ttft_error_ms": {"p99": 0.5, "max": 9.0}, "gap_error_ms": {"p99": 0.02, "max": 9.0}},
+    {
+        "streams": 1,
+        "ttft_error_ms": {"p99": None, "max": 0.3},
+        "gap_error_ms": {"p99": 0.01, "max": 9.0},
+    },
+    {
+        "streams": 8,
+        "ttft_error_ms": {"p99": 0.5, "max": 9.0},
+        "gap_error_ms": {"p99": 0.02, "max": 9.0},
+    },
 ]
-CALIBRATION: dict[str, Any] = {"host": HOST, "steps": STEPS, "ceiling": {"reads": {"per_s": 100.0, "cpu_share": 1.0}, "requests": {"per_s": 50.0, "cpu_share": 1.0}}}
+CALIBRATION: dict[str, Any] = {
+    "host": HOST,
+    "steps": STEPS,
+    "ceiling": {
+        "reads": {"per_s": 100.0, "cpu_share": 1.0},
+        "requests": {"per_s": 50.0, "cpu_share": 1.0},
+    },
+}
 COUNTS = {"sockets": 3, "retries": 1, "unstamped": 0, "clock_steps": 0}
-RUN: dict[str, Any] = COURSE | COUNTS | {"lag_ms": {"p50": 0.1, "p99": 0.5, "max": 1.0}, "cpu_shares": [0.1]}
+RUN: dict[str, Any] = (
+    COURSE | COUNTS | {"lag_ms": {"p50": 0.1, "p99": 0.5, "max": 1.0}, "cpu_shares": [0.1]}
+)
 QUIET = [request(11, 11.2, 5, 0.1), request(12, 12.2, 5, 0.1)]
 
 
-def health(*rows: dict[str, Any], host: dict[str, Any] = HOST, open_loop: bool = False, **changes: Any) -> dict[str, Any]:
+def health(
+    *rows: dict[str, Any], host: dict[str, Any] = HOST, open_loop: bool = False, **changes: Any
+) -> dict[str, Any]:
     return client.health(frame(*rows), RUN | changes, CALIBRATION, host, open_loop)
 
 
@@ -30,7 +49,9 @@ def test_the_share_of_the_ceiling_adds_reads_and_requests_of_each_process() -> N
 
     assert found["reads_per_s"] == pytest.approx(10 / 20)
     assert found["ceiling_share"] == pytest.approx(10 / 20 / 100 + 2 / 20 / 50)
-    assert health(*QUIET, cpu_shares=[0.1, 0.3])["ceiling_share"] == pytest.approx(found["ceiling_share"] / 2)
+    assert health(*QUIET, cpu_shares=[0.1, 0.3])["ceiling_share"] == pytest.approx(
+        found["ceiling_share"] / 2
+    )
     assert health(*QUIET, cpu_shares=[0.1, 0.3])["cpu_share"] == 0.3
     assert found["valid"]
 
@@ -87,7 +108,9 @@ def test_the_stated_error_is_that_of_as_many_streams(users: int, error: float) -
 
 
 @pytest.mark.parametrize("change", [{"host": {"cpu": "other", "cores": 2}}, {"unstamped": 1}])
-def test_no_error_is_stated_that_was_not_found_on_this_host_with_the_kernels_stamps(change: dict[str, Any]) -> None:
+def test_no_error_is_stated_that_was_not_found_on_this_host_with_the_kernels_stamps(
+    change: dict[str, Any],
+) -> None:
     assert health(*QUIET, **change)["ttft_error_ms"] is None
 
 

@@ -20,17 +20,32 @@ def row(second: float, gpu: dict[str, Any] | None = None) -> dict[str, Any]:
     return made | ({"gpus": [gpu, gpu]} if gpu else {})
 
 
-GPU = {"uuid": "GPU-1", "utilization_percent": 80, "memory_bytes": 10, "power_w": 300.0, "sm_clock_mhz": 1980, "throttled": []}
+GPU = {
+    "uuid": "GPU-1",
+    "utilization_percent": 80,
+    "memory_bytes": 10,
+    "power_w": 300.0,
+    "sm_clock_mhz": 1980,
+    "throttled": [],
+}
 
 
 def test_over_a_span_rates_are_by_its_own_samples() -> None:
     found = machine.over([row(second) for second in range(10)], 2_000_000_000, 6_000_000_000)
 
-    assert found == {"server_cores": 2, "client_cores": 0.5, "server_rss_bytes": 1005, "host_cpu_percent": 50}
+    assert found == {
+        "server_cores": 2,
+        "client_cores": 0.5,
+        "server_rss_bytes": 1005,
+        "host_cpu_percent": 50,
+    }
 
 
 def test_gpus_are_told_together_and_only_where_there_are_some() -> None:
-    rows = [row(1, GPU), row(2, GPU | {"utilization_percent": 40, "sm_clock_mhz": 1200, "throttled": ["power cap"]})]
+    rows = [
+        row(1, GPU),
+        row(2, GPU | {"utilization_percent": 40, "sm_clock_mhz": 1200, "throttled": ["power cap"]}),
+    ]
     found = machine.over(rows, 0, 10**10)
 
     assert found["gpu_utilization_percent"] == 60

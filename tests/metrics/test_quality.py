@@ -8,14 +8,20 @@ from hypothesis import strategies as st
 
 from metrics import quality
 
-LIMITS = {"perplexity_percent": 5.0, "common_prefix_tokens": 0}
-passages = st.lists(st.lists(st.floats(-20, -0.01), min_size=2, max_size=12), min_size=3, max_size=8)
+passages = st.lists(
+    st.lists(st.floats(-20, -0.01), min_size=2, max_size=12), min_size=3, max_size=8
+)
 
 
 def test_a_model_that_gives_each_token_one_chance_in_eight_has_a_perplexity_of_eight() -> None:
     found = quality.perplexity([[math.log(1 / 8)] * length for length in (3, 5, 9)])
 
-    assert found == {"value": pytest.approx(8), "interval": [pytest.approx(8), pytest.approx(8)], "tokens": 17, "passages": 3}
+    assert found == {
+        "value": pytest.approx(8),
+        "interval": [pytest.approx(8), pytest.approx(8)],
+        "tokens": 17,
+        "passages": 3,
+    }
 
 
 def test_the_interval_is_that_of_a_ratio_over_passages() -> None:
@@ -24,7 +30,9 @@ def test_the_interval_is_that_of_a_ratio_over_passages() -> None:
     found = quality.perplexity([[-mean] * 10 for mean in means])
 
     assert found["value"] == pytest.approx(math.e**2)
-    assert [math.log(end) for end in found["interval"]] == pytest.approx([2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)], abs=1e-3)
+    assert [math.log(end) for end in found["interval"]] == pytest.approx(
+        [2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)], abs=1e-3
+    )
 
 
 def test_two_passages_carry_no_interval() -> None:
@@ -34,7 +42,9 @@ def test_two_passages_carry_no_interval() -> None:
 def test_the_change_is_paired_so_that_a_constant_loss_is_certain() -> None:
     """The passages differ much from each other; every token loses a tenth of a nat. Unpaired, that would be lost in the noise."""
     reference = [[-1.0] * 20, [-3.0] * 20, [-5.0] * 20]
-    found = quality.perplexity_change([[value - 0.1 for value in passage] for passage in reference], reference)
+    found = quality.perplexity_change(
+        [[value - 0.1 for value in passage] for passage in reference], reference
+    )
 
     percent = 100 * (math.exp(0.1) - 1)
     assert found["percent"] == pytest.approx(percent)
@@ -55,7 +65,9 @@ def test_a_model_is_no_worse_than_itself(told: list[list[float]]) -> None:
 
 
 @given(passages)
-def test_the_value_lies_in_its_interval_and_no_order_of_passages_changes_it(told: list[list[float]]) -> None:
+def test_the_value_lies_in_its_interval_and_no_order_of_passages_changes_it(
+    told: list[list[float]],
+) -> None:
     found, turned = quality.perplexity(told), quality.perplexity(told[::-1])
 
     assert found["interval"][0] <= found["value"] * (1 + 1e-12)
@@ -69,7 +81,15 @@ def test_a_hopeless_model_has_a_finite_perplexity() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "part"),
-    [([1, 2, 3], [1, 2, 3], None), ([1, 2, 3], [1, 9, 3], 1), ([9], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 2], 2), ([], [], None), ([], [1], 0)],
+    [
+        ([1, 2, 3], [1, 2, 3], None),
+        ([1, 2, 3], [1, 9, 3], 1),
+        ([9], [1], 0),
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2, 3], [1, 2], 2),
+        ([], [], None),
+        ([], [1], 0),
+    ],
 )
 def test_where_answers_part(ours: list[int], theirs: list[int], part: int | None) -> None:
     assert quality.parting(ours, theirs) == part
@@ -80,7 +100,12 @@ def test_agreement_of_crafted_answers() -> None:
     found = quality.agreement([[1, 2, 3, 4], [5, 6, 0, 0], [0]], reference)
 
     assert (found["answers"], found["identical"], found["parts_at"]) == (3, 1, [None, 2, 0])
-    assert (found["prefix_mean"], found["prefix_median"], found["prefix_min"], found["prefix_share"]) == (2, 2, 0, 0.5)
+    assert (
+        found["prefix_mean"],
+        found["prefix_median"],
+        found["prefix_min"],
+        found["prefix_share"],
+    ) == (2, 2, 0, 0.5)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8))
@@ -93,24 +118,3 @@ def test_answers_agree_with_themselves(answers: list[list[int]]) -> None:
 
 def test_no_answers_agree_in_nothing() -> None:
     assert quality.agreement([], [])["prefix_mean"] is None
-
-
-def judged(percent: float, median: float = 20) -> dict[str, object]:
-    return {"perplexity_change": {"percent": percent, "interval": None}, "agreement": {"prefix_median": median}}
-
-
-# The two known cases: AutoAWQ unpatched on a CPU (13,669 against 18.5), and OpenVINO's reading of a Q4_1 GGUF (23.4 against 18.5).
-@pytest.mark.parametrize(("perplexity", "comparable"), [(18.5, True), (19.3, True), (19.5, False), (23.4, False), (13669, False), (17.0, True)])
-def test_what_lies_too_far_above_is_not_comparable(perplexity: float, comparable: bool) -> None:
-    reasons = quality.verdict(judged(100 * (perplexity / 18.5 - 1)), LIMITS)
-
-    assert (reasons == []) == comparable
-    assert comparable or "perplexity lies" in reasons[0]
-
-
-def test_a_wrong_template_is_seen_by_where_answers_part() -> None:
-    limits = LIMITS | {"common_prefix_tokens": 3}
-
-    assert quality.verdict(judged(0, 2), limits) == ["half of its greedy answers part from the unquantized model's before token 2, where 3 are asked for"]
-    assert quality.verdict(judged(0, 3), limits) == []
-    assert quality.verdict({}, limits) == [], "what is not known is no reason"

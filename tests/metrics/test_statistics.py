@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.statistics import mean_interval, median_interval, needed, percentile, share_interval
+from metrics.intervals import mean_interval, median_interval, needed, percentile, share_interval
 
 
 @pytest.mark.parametrize(("q", "least"), [(50, 2), (90, 10), (95, 20), (99, 100), (99.9, 1000)])
@@ -47,12 +47,19 @@ def test_median_interval_covers_as_often_as_it_says() -> None:
 def test_mean_interval_is_students() -> None:
     # mean 12, s = 1, n = 3: t(0.975, 2) = 4.3027, half = 4.3027 / sqrt(3)
     assert mean_interval([11, 12, 13]) == pytest.approx((12 - 2.4841, 12 + 2.4841), abs=1e-3)
-    assert mean_interval([1, 2, 3]) == pytest.approx((0, 2 + 2.4841), abs=1e-3), "a rate is not negative"
+    assert mean_interval([1, 2, 3]) == pytest.approx((0, 2 + 2.4841), abs=1e-3), (
+        "a rate is not negative"
+    )
     assert mean_interval([1, 2]) is None
 
 
-@pytest.mark.parametrize(("good", "of", "interval"), [(10, 12, (0.552, 0.953)), (0, 12, (0, 0.243)), (12, 12, (0.757, 1))])
-def test_the_interval_of_a_share_is_wilsons(good: int, of: int, interval: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("good", "of", "interval"),
+    [(10, 12, (0.552, 0.953)), (0, 12, (0, 0.243)), (12, 12, (0.757, 1))],
+)
+def test_the_interval_of_a_share_is_wilsons(
+    good: int, of: int, interval: tuple[float, float]
+) -> None:
     assert share_interval(good, of) == pytest.approx(interval, abs=1e-3)
 
 

@@ -35,5 +35,19 @@ class Options:
 
 
 def command(serve: Serve) -> Command:
-    options = [part for name, value in asdict(serve.options).items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return Command([serve.python, str(serve.programs / "paced_server.py"), "--port", str(serve.port), *options, *serve.args], {})
+    options = [
+        part
+        for name, value in asdict(serve.options).items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return Command(
+        [
+            serve.python,
+            str(serve.programs / "paced_server.py"),
+            "--port",
+            str(serve.port),
+            *options,
+            *serve.args,
+        ],
+        {},
+    )

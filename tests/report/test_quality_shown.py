@@ -16,29 +16,54 @@ from test_report import browser  # noqa: F401 -- a fixture
 from assess import FIGURES
 from conftest import EXPERIMENT, Checkout
 
-# Renders with the checkout's own scripts; what the judgement rests on, and no rule has made here, is written as empty manifests.
+# Renders with the checkout's own scripts, with qualities that nobody measured.
 RENDER = """
 import json, sys
 sys.path.insert(0, "scripts")
-import experiment, planning, report, yaml
-from manifest import Manifest
+sys.path.insert(0, "report")
+import report, view, yaml
+from config import experiment
 from pathlib import Path
 planned = experiment.load(yaml.safe_load(open("config.yaml")))
-plan = planning.Plan(planned, Path("scripts").resolve())
-for served in planned.evaluated():
-    for job in plan.prepared_to_judge(served):
-        if not job.path.exists():
-            Manifest(job.path.relative_to(plan.results).parts[0], job.key, {}, "", "").save(job.path)
-report.render(plan.results, planned, ["config.yaml"], Path("results/report.html"))
+results = Path("results")
+sessions = {f"{served.path}/t1": results / "summarize" / served.path / "t1" for served in planned.all_served()}
+qualities = {served.path: results / "made-up" / f"{served.backend.name}.json" for served in planned.evaluated()}
+rows = view.rows_of(view.Found(sessions, qualities), planned)
+[calibration] = (results / "calibrate/client").glob("*.json")
+facts = {"calibration": json.loads(calibration.read_text()), "config_files": ["config.yaml"], "prepared": []}
+report.render(rows, planned, facts, results / "report.html")
 """
-EVALUATION = {"text": {"source": "file", "path": "prompts/heldout.jsonl", "columns": ["text"]}, "tasks": {"names": ["showdown_facts"], "path": "prompts/tasks"}}
+EVALUATION = {
+    "text": {"source": "file", "path": "prompts/heldout.jsonl", "columns": ["text"]},
+    "tasks": {"names": ["showdown_facts"], "path": "prompts/tasks"},
+}
 
 
 def quality(percent: float, **more: Any) -> dict[str, Any]:
-    perplexity = {"value": 20 * (1 + percent / 100), "interval": [19.0, 30.0], "tokens": 100, "passages": 4}
-    agreed = {"answers": 12, "identical": 9, "identical_interval": [0.47, 0.91], "prefix_mean": 25.5, "prefix_interval": [20.0, 31.0], "prefix_min": 3, "prefix_median": 32}
-    told = {"perplexity": perplexity, "perplexity_change": {"percent": percent, "interval": [percent - 1, percent + 1]}, "reference_perplexity": perplexity, "agreement": agreed}
-    return dict.fromkeys(FIGURES) | {"failure": None, "no_reference": None, "damaged": 0} | told | more
+    perplexity = {
+        "value": 20 * (1 + percent / 100),
+        "interval": [19.0, 30.0],
+        "tokens": 100,
+        "passages": 4,
+    }
+    agreed = {
+        "answers": 12,
+        "identical": 9,
+        "identical_interval": [0.47, 0.91],
+        "prefix_mean": 25.5,
+        "prefix_interval": [20.0, 31.0],
+        "prefix_min": 3,
+        "prefix_median": 32,
+    }
+    told = {
+        "perplexity": perplexity,
+        "perplexity_change": {"percent": percent, "interval": [percent - 1, percent + 1]},
+        "reference_perplexity": perplexity,
+        "agreement": agreed,
+    }
+    return (
+        dict.fromkeys(FIGURES) | {"failure": None, "no_reference": None, "damaged": 0} | told | more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +72,26 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder.mkdir()
     checkout = Checkout(folder, tiny_model)
     names = ["good", "worse", "dead", "quiet"]
-    changes: dict[str, Any] = {"backends": [{"name": name, "adapter": "paced"} for name in names], "concurrencies": [2], "load": {**EXPERIMENT["load"], "window_s": 5.1}}
+    changes: dict[str, Any] = {
+        "backends": [{"name": name, "adapter": "paced"} for name in names],
+        "concurrencies": [2],
+        "load": {**EXPERIMENT["load"], "window_s": 5.1},
+    }
     checkout.configure(**changes)
-    checkout.snakemake("report")
+    checkout.snakemake()
     checkout.configure(**changes, evaluation=EVALUATION)
     task = {"showdown_facts": {"items": 40, "acc,none": 0.675, "acc_stderr,none": 0.075}}
     example = {"reference": "the cat sat", "served": "the <b>dog</b> sat", "parts_at": 1}
     told = {
         "good": quality(0.4, tasks=task),
         "worse": quality(26.0, example=example),
-        "dead": dict.fromkeys(FIGURES) | {"failure": {"kind": "server_died", "reason": "It fell."}, "no_reference": None},
+        "dead": dict.fromkeys(FIGURES)
+        | {"failure": {"kind": "server_died", "reason": "It fell."}, "no_reference": None},
         "quiet": quality(0, perplexity=None, perplexity_change=None),
     }
     for name, entry in told.items():
-        path = folder / f"results/assess/tiny/none/{name}/quality.json"
-        path.parent.mkdir(parents=True)
+        path = folder / f"results/made-up/{name}.json"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(entry))
     subprocess.run([sys.executable, "-c", RENDER], cwd=folder, check=True)
     return folder / "results"
@@ -72,10 +102,22 @@ def test_the_table_says_which_rows_can_be_compared(results: Path) -> None:
     with (results / "summary.csv").open() as source:
         rows = {row["backend"]: row for row in csv.DictReader(source)}
 
-    assert {name: row["comparable"] for name, row in rows.items()} == {"good": "True", "worse": "False", "dead": "", "quiet": "True"}
+    assert {name: row["comparable"] for name, row in rows.items()} == {
+        "good": "True",
+        "worse": "False",
+        "dead": "",
+        "quiet": "True",
+    }
     assert float(rows["worse"]["perplexity_change_percent"]) == 26
-    assert (float(rows["worse"]["perplexity_change_percent_low"]), float(rows["worse"]["perplexity_change_percent_high"])) == (25, 27)
-    assert (rows["good"]["answers_identical"], rows["good"]["answers_compared"], rows["quiet"]["perplexity"]) == ("9", "12", "")
+    assert (
+        float(rows["worse"]["perplexity_change_percent_low"]),
+        float(rows["worse"]["perplexity_change_percent_high"]),
+    ) == (25, 27)
+    assert (
+        rows["good"]["answers_identical"],
+        rows["good"]["answers_compared"],
+        rows["quiet"]["perplexity"],
+    ) == ("9", "12", "")
 
 
 @pytest.mark.slow
@@ -95,13 +137,15 @@ def test_the_page_shows_speed_and_quality_in_one_row(results: Path, browser: Bro
     assert "acc 0.68 ± 0.07" in lines[0] or "acc 0.68 ± 0.08" in lines[0]
     assert "showdown_facts, 40 items" in lines[0]
     assert "not comparable" in lines[1]
-    assert "26 % above" in lines[1]
+    assert "26 % higher" in lines[1]
     assert "server_died" in lines[2]
     assert "not told" in lines[3]
     assert page.locator(".chart").first.locator("svg path").count() > 3
     assert complaints == []
     verdicts = page.locator(".verdict").all_inner_texts()
-    assert "worse" not in verdicts[0], "what is not comparable wins nothing, and is not a neighbour of the winner"
+    assert "worse" not in verdicts[0], (
+        "what is not comparable wins nothing, and is not a neighbour of the winner"
+    )
     page.get_by_text("the greedy answer that parts first").click()
     assert "the <b>dog</b> sat" in page.inner_text("body"), "what a model says is text, not markup"
 

@@ -12,6 +12,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 import report
+from comparison import verdicts
+from comparison.status import Status
 from conftest import EXPERIMENT, Checkout
 
 CHROMIUM = shutil.which("chromium")
@@ -24,12 +26,15 @@ def reported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     folder.mkdir()
     checkout = Checkout(folder, tiny_model)
     checkout.configure(
-        backends=[{"name": "paced"}, {"name": "broken", "adapter": "paced", "options": {"fault": "no-start"}}],
+        backends=[
+            {"name": "paced"},
+            {"name": "broken", "adapter": "paced", "options": {"fault": "no-start"}},
+        ],
         models=[{**EXPERIMENT["models"][0], "note": "Weights of <no> use."}],
         load={**EXPERIMENT["load"], "window_s": 5.1},
         slo={"ttft_ms": 1000},
     )
-    checkout.snakemake("report")
+    checkout.snakemake()
     return folder / "results"
 
 
@@ -45,8 +50,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390])
-def test_charts_are_drawn_and_nothing_leaves_the_page(reported: Path, browser: Browser, scheme: Any, width: int) -> None:
-    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+def test_charts_are_drawn_and_nothing_leaves_the_page(
+    reported: Path, browser: Browser, scheme: Any, width: int
+) -> None:
+    page = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme
+    ).new_page()
     complaints: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
@@ -63,7 +72,9 @@ def test_charts_are_drawn_and_nothing_leaves_the_page(reported: Path, browser: B
         assert charts.nth(number).locator("svg path").count() > 3
     assert complaints == []
     assert [url for url in asked if not url.startswith("data:")] == [address]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling of the page"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+        "no sideways scrolling of the page"
+    )
 
 
 def test_without_scripts_the_charts_are_pictures(reported: Path, browser: Browser) -> None:
@@ -83,7 +94,7 @@ def test_the_page_says_what_happened(reported: Path, browser: Browser) -> None:
     assert "server_died" in text
     assert "cannot start, as asked" in text
     assert "Weights of <no> use." in text
-    assert "snakemake --cores 1 report" in text
+    assert "snakemake --cores 1" in text
     assert "showdown.jsonl" in text
     assert "Were the servers set up alike?" in text
     assert "The servers' CPU each 5 s" in text
@@ -123,43 +134,68 @@ def entry(backend: str, value: float, low: float | None, high: float | None) -> 
     [
         ([entry("a", 10, 9, 11), entry("b", 20, 19, 21)], "b"),
         ([entry("a", 10, 9, 11), entry("b", 10.5, 9.5, 11.5)], "b (not distinguishable from a)"),
-        ([entry("a", 10, 9, 11), entry("b", 20, None, None)], "b (too few samples for an interval)"),
+        (
+            [entry("a", 10, 9, 11), entry("b", 20, None, None)],
+            "b (too few samples for an interval)",
+        ),
         ([entry("a", 10, None, None), entry("b", 20, 19, 21)], "b (not distinguishable from a)"),
         ([], ""),
     ],
 )
 def test_a_winner_is_named_with_those_it_cannot_be_told_from(entries: Any, said: str) -> None:
-    assert report.leaders(entries, best=max) == said
+    assert verdicts.leaders(entries, best=max) == said
 
 
 def row(backend: str, rate: float, ttft: float | None, trial: int = 1) -> dict[str, Any]:
-    metrics = {"output_token_throughput": rate, "output_token_throughput_interval": [rate - 1, rate + 1], "ttft": {"p50": ttft, "p50_interval": None}, "client": {"valid": True}}
-    return {"backend": backend, "value": 2, "load": "2 users", "trial": trial, "metrics": metrics, "evaluation": {"broken": False}, "quality": None}
+    metrics = {
+        "output_token_throughput": rate,
+        "output_token_throughput_interval": [rate - 1, rate + 1],
+        "ttft": {"p50": ttft, "p50_interval": None},
+        "client": {"valid": True},
+    }
+    return {
+        "backend": backend,
+        "value": 2,
+        "load": "2 users",
+        "trial": trial,
+        "metrics": metrics,
+        "evaluation": {"broken": False},
+        "quality": None,
+        "status": Status("not judged"),
+    }
 
 
 def test_one_trial_has_the_interval_of_its_run() -> None:
-    assert report.estimates([row("a", 10, 5)], "rate") == [entry("a", 10, 9, 11)]
-    assert report.estimates([row("a", 10, None)], "ttft") == []
+    assert verdicts.estimates([row("a", 10, 5)], "rate") == [entry("a", 10, 9, 11)]
+    assert verdicts.estimates([row("a", 10, None)], "ttft") == []
 
 
 def test_several_trials_have_the_interval_between_them() -> None:
-    [found] = report.estimates([row("a", rate, 5, trial) for trial, rate in enumerate((11.0, 12.0, 13.0), 1)], "rate")
+    [found] = verdicts.estimates(
+        [row("a", rate, 5, trial) for trial, rate in enumerate((11.0, 12.0, 13.0), 1)], "rate"
+    )
 
     # Student, n = 3: 12 -+ 4.3027 / sqrt(3)
-    assert (found["value"], found["low"], found["high"]) == pytest.approx((12, 9.516, 14.484), abs=1e-3)
-    assert report.estimates([row("a", rate, 5) for rate in (11.0, 13.0)], "rate") == [entry("a", 12, None, None)]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(
+        (12, 9.516, 14.484), abs=1e-3
+    )
+    assert verdicts.estimates([row("a", rate, 5) for rate in (11.0, 13.0)], "rate") == [
+        entry("a", 12, None, None)
+    ]
 
 
 def test_one_backend_alone_wins_nothing() -> None:
-    assert report.verdicts([row("a", 10, 5)]) == []
-    assert len(report.verdicts([row("a", 10, 5), row("b", 20, 4)])) == 1
+    assert verdicts.verdicts([row("a", 10, 5)]) == []
+    assert len(verdicts.verdicts([row("a", 10, 5), row("b", 20, 4)])) == 1
 
 
 def test_a_cell_whose_answers_are_broken_cannot_win() -> None:
     broken = row("b", 99, 1)
     broken["evaluation"]["broken"] = True
 
-    assert report.verdicts([row("a", 10, 5), broken]) == ["With 2 users: most tokens from a; shortest time to first token from a (too few samples for an interval)."]
+    assert verdicts.verdicts([row("a", 10, 5), broken]) == [
+        "With 2 users: most tokens from a; shortest time to first token from a (too few samples for an interval)."
+    ]
 
 
 def test_json_cannot_end_its_script_element() -> None:

@@ -12,7 +12,10 @@ import pytest
 
 from conftest import EXPERIMENT, Checkout
 
-FAST = {"concurrencies": [1], "load": {**EXPERIMENT["load"], "window_s": 0.6, "request_timeout_s": 1}}
+FAST = {
+    "concurrencies": [1],
+    "load": {**EXPERIMENT["load"], "window_s": 0.6, "request_timeout_s": 1},
+}
 
 
 def only(checkout: Checkout, backend: str) -> dict[str, Any]:
@@ -34,10 +37,24 @@ def test_every_way_a_server_fails_is_told_apart_while_the_others_finish(checkout
         "die-of-memory": ("out_of_memory", "memory ran out"),
         "refuse": ("no_answer", "http_error: 500: oops"),
     }
-    entries = [{"name": fault, "adapter": "paced", "options": {"fault": fault, "fault_after": 0 if fault in ("refuse", "no-start", "never-ready") else 4}} for fault in faults]
-    checkout.configure(**FAST, backends=[*entries, {"name": "sound", "adapter": "paced"}], server={**EXPERIMENT["server"], "start_timeout_s": 3})
+    entries = [
+        {
+            "name": fault,
+            "adapter": "paced",
+            "options": {
+                "fault": fault,
+                "fault_after": 0 if fault in ("refuse", "no-start", "never-ready") else 4,
+            },
+        }
+        for fault in faults
+    ]
+    checkout.configure(
+        **FAST,
+        backends=[*entries, {"name": "sound", "adapter": "paced"}],
+        server={**EXPERIMENT["server"], "start_timeout_s": 3},
+    )
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
     assert only(checkout, "sound")["failure"] is None
     for fault, (kind, words) in faults.items():
@@ -59,15 +76,15 @@ def test_a_taken_port_fails_the_cell_and_is_tried_again(checkout: Checkout) -> N
         holder.listen()
         port = holder.getsockname()[1]
         checkout.configure(**FAST, server={**EXPERIMENT["server"], "port": port})
-        checkout.snakemake("report")
+        checkout.snakemake()
         failure = only(checkout, "paced")["failure"]
         assert failure["kind"] == "port_taken"
         assert f"Port {port}" in failure["reason"]
         assert "server.port" in failure["remedy"]
 
-    said = checkout.snakemake("report")
+    said = checkout.snakemake()
 
-    assert "to be made again: Port" in said
+    assert "will be made again: Port" in said
     assert only(checkout, "paced")["failure"] is None
     assert "port_taken" not in page(checkout)
     assert checkout.planned() == {}
@@ -76,13 +93,20 @@ def test_a_taken_port_fails_the_cell_and_is_tried_again(checkout: Checkout) -> N
 @pytest.mark.slow
 def test_a_full_disk_fails_the_cell_with_the_numbers(checkout: Checkout) -> None:
     """The cell's folder is a file system of 64 KiB."""
-    cell = checkout.folder / "results/measure/tiny/none/paced/chat/c1/t1"
+    cell = checkout.folder / "results/measure/tiny/none/paced/t1/chat/c1"
     cell.mkdir(parents=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(cell)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(cell)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        checkout.configure(**FAST, backends=[{"name": "paced", "options": {"tokens": 2000, "gap_ms": 0.0, "ttft_ms": 1.0}}])
-        checkout.snakemake("report")
+        checkout.configure(
+            **FAST,
+            backends=[
+                {"name": "paced", "options": {"tokens": 2000, "gap_ms": 0.0, "ttft_ms": 1.0}}
+            ],
+        )
+        checkout.snakemake()
         failure = only(checkout, "paced")["failure"]
         assert failure["kind"] == "disk_full"
         assert "MiB free" in failure["reason"]
@@ -95,16 +119,26 @@ def broken_model(checkout: Checkout) -> None:
 
 
 def corrupt_gguf(checkout: Checkout) -> None:
-    (checkout.folder / "tiny-model/tiny.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing of the kind")
+    (checkout.folder / "tiny-model/tiny.gguf").write_bytes(
+        b"GGUF\x03\x00\x00\x00 and then nothing of the kind"
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("harm", "words"), [(broken_model, "is not a whole safetensors file"), (corrupt_gguf, "tiny.gguf is not a whole GGUF file")])
-def test_a_broken_model_is_a_failed_cell_with_the_files_name(checkout: Checkout, harm: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (broken_model, "is not a whole safetensors file"),
+        (corrupt_gguf, "tiny.gguf is not a whole GGUF file"),
+    ],
+)
+def test_a_broken_model_is_a_failed_cell_with_the_files_name(
+    checkout: Checkout, harm: Any, words: str
+) -> None:
     checkout.configure(**FAST)
     harm(checkout)
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
     failure = only(checkout, "paced")["failure"]
     assert failure["kind"] == "not_prepared"
@@ -117,9 +151,12 @@ def test_prompts_that_are_all_too_long_fail_their_cells(checkout: Checkout) -> N
     prompts = {**EXPERIMENT["workloads"][0]["prompts"], "max_tokens": 3}
     checkout.configure(**FAST, workloads=[{**EXPERIMENT["workloads"][0], "prompts": prompts}])
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
-    assert "No prompt has between 0 and 3 tokens; they have" in only(checkout, "paced")["failure"]["reason"]
+    assert (
+        "No prompt has between 0 and 3 tokens; they have"
+        in only(checkout, "paced")["failure"]["reason"]
+    )
 
 
 BAD = [
@@ -130,39 +167,50 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "words"), BAD)
-def test_a_bad_configuration_starts_no_job(checkout: Checkout, change: dict[str, Any], words: str) -> None:
+def test_a_bad_configuration_starts_no_job(
+    checkout: Checkout, change: dict[str, Any], words: str
+) -> None:
     checkout.configure(**change)
 
-    said = checkout.snakemake("report", fails=True)
+    said = checkout.snakemake(fails=True)
 
     assert words in said
     assert "config.yaml" in said
-    assert [path.name for path in (checkout.folder / "results").iterdir()] == ["calibrate"], "which was there before"
+    assert [path.name for path in (checkout.folder / "results").iterdir()] == ["calibrate"], (
+        "which was there before"
+    )
 
 
 @pytest.mark.slow
 def test_what_a_model_says_is_escaped(checkout: Checkout) -> None:
     checkout.configure(**FAST)
-    server = checkout.folder / "scripts/servers/paced_server.py"
+    server = checkout.folder / "scripts/foreign/paced_server.py"
     server.write_text(server.read_text().replace('f" w{number}"', '"<script>alert(1)</script>"'))
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
     assert "<script>alert(1)" not in page(checkout)
     assert "&lt;script&gt;alert(1)" in page(checkout)
 
 
 @pytest.mark.slow
-def test_no_token_reaches_anything_that_is_written(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_reaches_anything_that_is_written(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_do_not_write_me_down")
     checkout.configure(**FAST)
 
-    said = checkout.snakemake("report")
+    said = checkout.snakemake()
 
     assert "hf_do_not" not in said
     written = [path for path in checkout.folder.rglob("*") if path.is_file()]
     assert [path for path in written if b"hf_do_not" in path.read_bytes()] == []
-    assert json.loads(next(Path(checkout.folder, "results/summarize").rglob("summary.json")).read_text())["metrics"]["requests"] > 0
+    assert (
+        json.loads(
+            next(Path(checkout.folder, "results/summarize").rglob("summary.json")).read_text()
+        )["metrics"]["requests"]
+        > 0
+    )
 
 
 @pytest.mark.slow
@@ -172,9 +220,13 @@ def test_names_and_paths_of_the_configuration_are_no_shell(checkout: Checkout) -
     prompts = checkout.folder / "a; touch harm" / "$(touch harm).jsonl"
     prompts.write_bytes((checkout.folder / "prompts/showdown.jsonl").read_bytes())
     source = {**EXPERIMENT["workloads"][0]["prompts"], "path": str(prompts)}
-    checkout.configure(**FAST, results="results `touch harm`", workloads=[{**EXPERIMENT["workloads"][0], "prompts": source}])
+    checkout.configure(
+        **FAST,
+        results="results `touch harm`",
+        workloads=[{**EXPERIMENT["workloads"][0], "prompts": source}],
+    )
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
     assert (checkout.folder / "results `touch harm`/report.html").is_file()
     assert list(checkout.folder.rglob("harm")) == []

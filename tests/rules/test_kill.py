@@ -7,13 +7,12 @@ import os
 import random
 import signal
 import subprocess
-import time
 
 import psutil
 import pytest
 
-from conftest import EXPERIMENT, Checkout
-from metrics.records import read
+from conftest import EXPERIMENT, Checkout, until
+from loadgen.reader import read
 from runtime.process import OWNER
 
 
@@ -29,17 +28,8 @@ def servers(checkout: Checkout) -> list[int]:
     return found
 
 
-def none_left(checkout: Checkout, within_s: float = 20) -> bool:
-    deadline = time.monotonic() + within_s
-    while servers(checkout) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not servers(checkout)
-
-
-def start(checkout: Checkout, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        checkout.command("report", *arguments), cwd=checkout.folder, env=checkout.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def none_left(checkout: Checkout, within_s: float = 60) -> bool:
+    return bool(until(lambda: not servers(checkout), within_s))
 
 
 def assert_whole(checkout: Checkout) -> None:
@@ -54,12 +44,8 @@ def assert_whole(checkout: Checkout) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_while_a_server_runs(checkout: Checkout, number: signal.Signals) -> None:
     checkout.configure(load={**EXPERIMENT["load"], "window_s": 3})
-    run = start(checkout)
-    deadline = time.monotonic() + 60
-    while not servers(checkout) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1)
-    assert servers(checkout)
+    run = checkout.start()
+    until(lambda: servers(checkout))
 
     os.killpg(run.pid, number)
     run.wait(60)
@@ -67,7 +53,7 @@ def test_killed_while_a_server_runs(checkout: Checkout, number: signal.Signals) 
     assert none_left(checkout)
     if number == signal.SIGKILL:  # snakemake itself had no chance to unlock its folder
         checkout.snakemake("--unlock")
-    checkout.snakemake("report")
+    checkout.snakemake()
     assert_whole(checkout)
     assert none_left(checkout, 1)
 
@@ -77,7 +63,7 @@ def test_killed_while_a_server_runs(checkout: Checkout, number: signal.Signals) 
 def test_killed_at_a_random_moment(checkout: Checkout, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(2):
-        run = start(checkout, "--rerun-incomplete")
+        run = checkout.start("--rerun-incomplete")
         try:
             run.wait(chance.uniform(0.5, 15))
         except subprocess.TimeoutExpired:
@@ -86,7 +72,7 @@ def test_killed_at_a_random_moment(checkout: Checkout, seed: int) -> None:
         assert none_left(checkout)
         checkout.snakemake("--unlock")
 
-    checkout.snakemake("report")
+    checkout.snakemake()
 
     assert_whole(checkout)
 
@@ -94,11 +80,11 @@ def test_killed_at_a_random_moment(checkout: Checkout, seed: int) -> None:
 @pytest.mark.slow
 def test_a_killed_cell_keeps_the_records_of_finished_requests(checkout: Checkout) -> None:
     checkout.configure(concurrencies=[1], load={**EXPERIMENT["load"], "window_s": 60})
-    run = start(checkout)
-    path = checkout.folder / "results/measure/tiny/none/paced/chat/c1/t1/records.arrow.0"  # its only worker's part
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.stat().st_size > 20_000) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    run = checkout.start()
+    path = (
+        checkout.folder / "results/measure/tiny/none/paced/t1/chat/c1/records.arrow.0"
+    )  # its only worker's part
+    until(lambda: path.exists() and path.stat().st_size > 20_000)
 
     os.killpg(run.pid, signal.SIGKILL)
     run.wait(60)

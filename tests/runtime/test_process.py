@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from failure import Failure
+from pipeline.failure import Failure
 from runtime import Launch, check, process
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -33,7 +33,10 @@ STUBBORN = textwrap.dedent(
 def gone(pids: list[int], within_s: float = 10) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        if not any(
+            psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+            for pid in pids
+        ):
             return True
         time.sleep(0.05)
     return False
@@ -59,12 +62,16 @@ def test_leaving_the_block_stops_the_server(tmp_path: Path) -> None:
     assert gone(running, 0.1)
 
 
-def test_an_exception_stops_the_server_and_its_grandchildren(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_stops_the_server_and_its_grandchildren(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "GRACE_S", 1)
     running: list[int] = []
 
     def load() -> None:
-        with process.serve(Launch([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path)) as server:
+        with process.serve(
+            Launch([sys.executable, "-c", STUBBORN], {}, tmp_path / "log", tmp_path)
+        ) as server:
             until_up(tmp_path / "log")
             running.extend(pids(server))
             raise KeyError
@@ -82,10 +89,10 @@ def test_a_killed_job_takes_its_server_along(tmp_path: Path, number: signal.Sign
         f"""
         import sys, time
         from pathlib import Path
-        import job
+        from pipeline import stage
         from runtime import Launch, check, process
         process.GRACE_S = 1
-        job.listen(None)
+        stage.listen(Path("job.log"))
         with process.serve(Launch([sys.executable, "-c", {STUBBORN!r}], {{}}, Path("log"), Path("."))) as server:
             while "up" not in Path("log").read_text():
                 time.sleep(0.05)
@@ -95,7 +102,12 @@ def test_a_killed_job_takes_its_server_along(tmp_path: Path, number: signal.Sign
     )
     scripts = str(Path(process.__file__).parent.parent)
     with subprocess.Popen(
-        [sys.executable, "-c", job], cwd=tmp_path, env=os.environ | {"PYTHONPATH": scripts}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", job],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": scripts},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as running:
         assert running.stdout
         left = [int(pid) for pid in running.stdout.readline().split()]
@@ -106,7 +118,9 @@ def test_a_killed_job_takes_its_server_along(tmp_path: Path, number: signal.Sign
 
 
 def test_what_a_killed_supervisor_leaves_is_swept_before_the_next_start(tmp_path: Path) -> None:
-    mark = {process.OWNER: f"{os.getpid()} 12.5"}  # this process's number, but not its start: its owner is dead
+    mark = {
+        process.OWNER: f"{os.getpid()} 12.5"
+    }  # this process's number, but not its start: its owner is dead
     orphan = subprocess.Popen(SLEEPER, env=os.environ | mark, stdout=subprocess.DEVNULL)
     other = subprocess.Popen(SLEEPER, stdout=subprocess.DEVNULL)
     try:
@@ -128,8 +142,12 @@ def test_what_a_killed_supervisor_leaves_is_swept_before_the_next_start(tmp_path
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "server_died", "signal 11"),
     ],
 )
-def test_how_a_server_ended_is_told_with_its_last_words(tmp_path: Path, program: str, kind: str, word: str) -> None:
-    with process.serve(Launch([sys.executable, "-c", program], {}, tmp_path / "log", tmp_path)) as server:
+def test_how_a_server_ended_is_told_with_its_last_words(
+    tmp_path: Path, program: str, kind: str, word: str
+) -> None:
+    with process.serve(
+        Launch([sys.executable, "-c", program], {}, tmp_path / "log", tmp_path)
+    ) as server:
         server.supervisor.wait(10)
         with pytest.raises(Failure) as caught:
             check(server, "before it was ready")
@@ -143,7 +161,9 @@ def test_a_taken_port_names_its_holder() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(Failure, match=f"Port {port} of 127.0.0.1 is taken by .*process {os.getpid()}"):
+        with pytest.raises(
+            Failure, match=f"Port {port} of 127.0.0.1 is taken by .*process {os.getpid()}"
+        ):
             process.claim_port(port)
 
     assert process.claim_port(port) == port
@@ -151,7 +171,14 @@ def test_a_taken_port_names_its_holder() -> None:
 
 def test_tokens_do_not_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with process.serve(Launch([sys.executable, "-c", "import os; print(dict(os.environ))"], {"EXTRA": "yes"}, tmp_path / "log", tmp_path)) as server:
+    with process.serve(
+        Launch(
+            [sys.executable, "-c", "import os; print(dict(os.environ))"],
+            {"EXTRA": "yes"},
+            tmp_path / "log",
+            tmp_path,
+        )
+    ) as server:
         server.supervisor.wait(10)
 
     said = (tmp_path / "log").read_text()

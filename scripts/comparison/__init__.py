@@ -1,0 +1,1 @@
+"""From cells to verdicts: pure functions. Reruns the report."""

@@ -1,0 +1,1 @@
+"""A configuration into an experiment, an experiment into jobs. Reruns nothing by itself."""

@@ -1,0 +1,1 @@
+"""How a stage runs and where its results lie. Reruns nothing, and knows nothing above it."""
