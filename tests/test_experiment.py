@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import backends
 from config import experiment
-from config.schema import SCHEMA
+from config.schema import SCHEMA, repeated_keys
 from pipeline.failure import Failure
 from pipeline.spec import Cell, from_json, to_json
 
@@ -51,6 +55,27 @@ BAD = [
     ("seed", "x", "seed: 'x' is not of type 'integer'"),
     ("concurrencies", [0], "concurrencies[0]: 0 is less than the minimum of 1"),
     ("concurrencies", [2, 2], "concurrencies: [2, 2] has non-unique elements"),
+    ("concurrencies", [50_000_000], "50000000 is greater than the maximum of 100000"),
+    ("concurrencies", [2.0], "concurrencies[0]: 2.0 is not of type 'integer'"),
+    ("trials", 2.0, "trials: 2.0 is not of type 'integer'"),
+    ("seed", True, "seed: True is not of type 'integer'"),
+    ("workloads", 5, "workloads: 5 is not of type 'array'"),
+    ("workloads.0", 5, "workloads[0]: 5 is not of type 'object'"),
+    ("load.window_s", math.nan, "load.window_s: nan is not a number that can be used"),
+    ("rates", [math.inf], "rates[0]: inf is not a number that can be used"),
+    ("rates", [20.0000001, 20.0000002], "rates: 20.0000001 and 20.0000002 are both called r20"),
+    ("slo.ttft_ms", math.nan, "slo.ttft_ms: nan is not a number that can be used"),
+    ("load.window_s", 1e-7, "load.window_s: 1e-07 is less than the minimum of 0.1"),
+    ("models.0.name", "a\n", "models[0].name: 'a\\n' does not match"),
+    ("models.0.name", "a" * 81, "is too long"),
+    ("results", "/", "results: '/' is no folder to write to"),
+    ("results", "a{b}", "results: a{b} holds braces"),
+    (
+        "models.0.note",
+        datetime.date(2026, 1, 1),
+        "models[0].note: datetime.date(2026, 1, 1) is a date",
+    ),
+    ("models.0.quantizations", ["q"], "there is none called 'q'"),
     ("concurrencies", [], "concurrencies: no load is offered"),
     ("rates", [0], "rates[0]: 0 is less than or equal to the minimum of 0"),
     ("speeds", [1], "speeds: no workload replays a trace"),
@@ -301,6 +326,52 @@ DOLLY = {
     "rules": "study",
     "max_tokens": 200,
 }
+
+
+def test_a_key_that_is_no_text_is_told() -> None:
+    with pytest.raises(experiment.ConfigError, match=r"the key 1 is not text"):
+        experiment.load({**copy.deepcopy(DEFAULT), 1: "x"})
+
+
+def test_a_key_given_twice_is_told_with_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: 1\nload:\n  x: 1\n  y: 2\n  x: 3\nlist: [{b: 1, b: 2}]\n")
+
+    assert list(repeated_keys(tmp_path / "c.yaml")) == [
+        "load.x: given twice, in lines 3 and 5; keep one.",
+        "list[0].b: given twice, in lines 6 and 6; keep one.",
+    ]
+
+
+def test_a_backend_and_a_quantization_of_one_name_keep_their_interpreters(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("")
+    config = changed("quantizations.-", {**AWQ, "python": str(tmp_path / "one")})
+    config["backends"] = [
+        {"name": "awq", "adapter": "vllm", "python": str(tmp_path / "two")},
+    ]
+
+    planned = experiment.load(config)
+
+    quantizer, server = (
+        planned.quantizations["awq"].environment,
+        planned.backends["awq"].environment,
+    )
+    assert quantizer
+    assert (quantizer.interpreter, server.interpreter) == (
+        str(tmp_path / "one"),
+        str(tmp_path / "two"),
+    )
+    assert quantizer.name != server.name
+
+
+def test_a_home_folder_of_results_is_expanded() -> None:
+    assert experiment.load(changed("results", "~/x")).results == str(Path("~/x").expanduser())
+
+
+def test_a_local_parquet_file_of_prompts_is_taken(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"context": ["a"], "instruction": ["b"]}), tmp_path / "p.parquet")
+
+    experiment.load(changed("workloads.0.prompts.path", str(tmp_path / "p.parquet")))
 
 
 def test_revisions_that_are_no_commits_are_pinned_and_commits_are_not() -> None:

@@ -36,6 +36,22 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """JSON may hold the other characters that Python takes for ends of lines."""
+    rows = [{"context": "a\u2028b", "instruction": "c\u0085d"}, {"context": "", "instruction": "e"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "p.jsonl").write_text(text)
+
+    assert sampling.rows(tmp_path / "p.jsonl", asked()) == rows
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(Failure, match=r"p\.jsonl is not UTF-8 text"):
+        sampling.rows(tmp_path / "p.jsonl", asked())
+
+
 def test_our_own_set_covers_the_eight_categories() -> None:
     rows = sampling.rows(OURS, asked())
 

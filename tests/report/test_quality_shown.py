@@ -71,7 +71,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("judged") / "checkout"
     folder.mkdir()
     checkout = Checkout(folder, tiny_model)
-    names = ["good", "worse", "dead", "quiet"]
+    names = ["good", "worse", "dead", "quiet", "nan"]
     changes: dict[str, Any] = {
         "backends": [{"name": name, "adapter": "paced"} for name in names],
         "concurrencies": [2],
@@ -88,6 +88,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         "dead": dict.fromkeys(FIGURES)
         | {"failure": {"kind": "server_died", "reason": "It fell."}, "no_reference": None},
         "quiet": quality(0, perplexity=None, perplexity_change=None),
+        "nan": quality(0, perplexity=None, perplexity_change=None, damaged=3),
     }
     for name, entry in told.items():
         path = folder / f"results/made-up/{name}.json"
@@ -107,6 +108,7 @@ def test_the_table_says_which_rows_can_be_compared(results: Path) -> None:
         "worse": "False",
         "dead": "",
         "quiet": "True",
+        "nan": "False",
     }
     assert float(rows["worse"]["perplexity_change_percent"]) == 26
     assert (
@@ -130,7 +132,9 @@ def test_the_page_shows_speed_and_quality_in_one_row(results: Path, browser: Bro
     page.wait_for_selector("body[data-drawn]")
     lines = [row.inner_text() for row in page.locator("table").first.locator("tbody tr").all()]
 
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert "not comparable" in lines[4]
+    assert "3 tokens a probability that is not a finite number" in lines[4]
     assert "comparable" in lines[0]
     assert "+0.4" in lines[0]
     assert "9 of 12" in lines[0]
@@ -143,9 +147,8 @@ def test_the_page_shows_speed_and_quality_in_one_row(results: Path, browser: Bro
     assert page.locator(".chart").first.locator("svg path").count() > 3
     assert complaints == []
     verdicts = page.locator(".verdict").all_inner_texts()
-    assert "worse" not in verdicts[0], (
-        "what is not comparable wins nothing, and is not a neighbour of the winner"
-    )
+    for name in ("worse", "nan"):
+        assert name not in verdicts[0], "what is not comparable is neither winner nor its neighbour"
     page.get_by_text("the greedy answer that parts first").click()
     assert "the <b>dog</b> sat" in page.inner_text("body"), "what a model says is text, not markup"
 
