@@ -7,7 +7,7 @@ ARGS ?=
 .PHONY: report test lint chromium docker clean
 
 report: .venv/pipeline.installed
-	$(SNAKEMAKE) --cores 1 report $(ARGS)
+	$(SNAKEMAKE) --cores 1 $(ARGS)
 
 test: .venv/dev.installed chromium $(if $(CI),docker) lint
 	.venv/bin/pytest $(if $(CI),-m "not online",-n 2 --dist loadfile) $(ARGS)

@@ -112,10 +112,10 @@ def experiments() -> list[experiment.Experiment]:
     return [experiment.load(config, pin=pin) for config in EXPERIMENTS]
 
 
-def keys(scripts: Path) -> dict[tuple[str, str], str]:
-    """The key of everything that the experiments make: (what, name) -> key."""
+def keys_of(planned_ones: list[experiment.Experiment], scripts: Path) -> dict[tuple[str, str], str]:
+    """The key of everything that these experiments make: (what, name) -> key."""
     found = {}
-    for number, planned in enumerate(experiments()):
+    for number, planned in enumerate(planned_ones):
         plan = Plan(planned, scripts)
         for (stage, name), job in plan.jobs.items():
             if stage != "measure":
@@ -153,11 +153,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         shutil.copytree(
             ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png")
         )
-    before, found = keys(folder / "scripts"), {}
+    before, found = keys_of(experiments(), folder / "scripts"), {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         text = file.read_text()
         file.write_text(edited(file))
-        found[str(file.relative_to(folder))] = told(before, keys(folder / "scripts"))
+        found[str(file.relative_to(folder))] = told(
+            before, keys_of(experiments(), folder / "scripts")
+        )
         file.write_text(text)
     return found
 

@@ -259,3 +259,21 @@ def test_no_job_outlives_the_snakemake_that_started_it(checkout: Checkout) -> No
     assert none_left(checkout)
     assert [cell["failure"] for cell in checkout.cells().values()] == [None, None]
     assert checkout.planned() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reset", "states"), [("/reset", ["cold", "cold"]), (None, ["cold", "primed"])]
+)
+def test_a_prefix_cache_is_emptied_between_cells_where_there_is_a_way(
+    checkout: Checkout, reset: str | None, states: list[str]
+) -> None:
+    if reset:
+        with (checkout.folder / "scripts/backends/paced.py").open("a") as adapter:
+            adapter.write(f'\nRESET = "{reset}"\n')
+    checkout.configure(load=LOAD, server={**EXPERIMENT["server"], "prefix_caching": True})
+
+    checkout.snakemake()
+
+    cells = sorted(checkout.cells().values(), key=lambda cell: cell["clock"]["unix_ns"])
+    assert [cell["cache"] for cell in cells] == states
