@@ -53,7 +53,7 @@ class Server:
                     if line.lower().startswith(b"content-length:")
                 ]
                 body = await reader.readexactly(int(lengths[0]) if lengths else 0)
-                if head.startswith(b"GET"):
+                if head.startswith((b"GET", b"POST /reset")):
                     status = (
                         b"503 Service Unavailable" if self.fault == "never-ready" else b"200 OK"
                     )
