@@ -337,14 +337,16 @@ class Plan:
         )
 
     def order(self, served: Served, trial: int) -> list[tuple[Workload, Offered]]:
-        """The loads of a session in an order drawn from seed, trial and what is served; one more leaves that of the others."""
+        """The loads of a session in an order drawn from the seed and what is served: anew for every odd trial, and backwards
+        in the one after it, so that no load is always first and none always follows another."""
 
         def drawn(load: tuple[Workload, Offered]) -> str:
+            pair = (trial + 1) // 2
             return draw(
-                self.experiment.config["seed"], trial, served.path, load[0].name, load[1].name
+                self.experiment.config["seed"], pair, served.path, load[0].name, load[1].name
             )
 
-        return sorted(self.experiment.loads(), key=drawn)
+        return sorted(self.experiment.loads(), key=drawn, reverse=trial % 2 == 0)
 
     def cell_key(self, served: Served, trial: int, workload: Workload, offered: Offered) -> str:
         """Hashes of the large parts in place of the parts: there may be ten thousand cells."""

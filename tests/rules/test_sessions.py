@@ -41,10 +41,8 @@ def test_all_loads_of_all_workloads_are_measured_on_one_start_in_an_order_of_the
     for trial in (1, 2):
         own = [cell for path, cell in cells.items() if f"/t{trial}/" in path]
         own.sort(key=lambda cell: cell["clock"]["unix_ns"])
-        orders[trial] = [
-            cell["spec"]["cell"]["workload"]["name"] + cell["spec"]["cell"]["offered"]["kind"]
-            for cell in own
-        ]
+        asked = [cell["spec"]["cell"] for cell in own]
+        orders[trial] = [(one["workload"]["name"], one["offered"]["value"]) for one in asked]
         for place, cell in enumerate(own):
             assert len(cell["start"]["before"]) == place
             assert cell["cache"] == "off"
