@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,22 @@ from pipeline.artifact import Manifest, Unreadable, read_json
 STATIC_WIDTH = 560
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """Where the results of an experiment lie: of each session its folder of summaries, of each served model its quality."""
-
-    summaries: dict[str, Path]
-    qualities: dict[str, Path]
+Results = dict[str, dict[str, Path]]
 
 
-def rows_of(found: Found, planned: Experiment) -> list[dict[str, Any]]:
-    """One row a cell: its names, its summary, or its failure, and the quality and status of what it served."""
+def rows_of(results: Results, planned: Experiment) -> list[dict[str, Any]]:
+    """One row a cell: its names, its summary, or its failure, and the quality and status of what it served.
+
+    `results`: the file of every job, by stage and name.
+    """
     limits = planned.config["evaluation"]
-    qualities = {name: read_json(path) for name, path in found.qualities.items()}
+    qualities = {name: read_json(path) for name, path in results["assess"].items()}
     statuses = {name: status(quality, limits) for name, quality in qualities.items()}
     rows = []
     for cell in planned.cells():
         served, offered = cell.served.path, cell.offered
-        summary = read_json(
-            found.summaries[f"{served}/t{cell.trial}"] / cell.load_path / "summary.json"
-        )
+        session = results["summarize"][f"{served}/t{cell.trial}"]
+        summary = read_json(session.parent / cell.load_path / "summary.json")
         length = "exactly" if cell.workload.output_length == "forced" else "at most"
         names = {
             "model": cell.model.name,
@@ -269,10 +266,10 @@ def static(spec: dict[str, Any], theme: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def preparation(prepared: list[Path]) -> list[dict[str, Any]]:
-    """What had to be done before the first request: one row an artefact that is there."""
+def preparation(prepared: list[tuple[str, str, Path]]) -> list[dict[str, Any]]:
+    """What had to be done before the first request: one row an artefact that is there, of (stage, name, manifest)."""
     found = []
-    for path in prepared:
+    for stage, name, path in prepared:
         try:
             manifest = Manifest.load(path)
         except Unreadable:  # nobody needed it in this run
@@ -280,8 +277,8 @@ def preparation(prepared: list[Path]) -> list[dict[str, Any]]:
         own = Path(manifest.path).is_relative_to(manifest.entry)
         found.append(
             {
-                "stage": manifest.stage,
-                "name": str(path.parent).rpartition(f"/{manifest.stage}/")[2],
+                "stage": stage,
+                "name": name,
                 "seconds": manifest.duration_s,
                 "bytes": manifest.bytes if own else None,
                 "reproducible": manifest.facts.get("reproducible"),
@@ -312,38 +309,51 @@ def starts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def order_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sessions in the order in which they were measured: {trial, served, started, ended, loads}."""
-    sessions: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """The server starts in the order in which they were made: {trial, served, started, ended, loads}."""
+    starts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        sessions.setdefault(
-            (row["trial"], row["model"], row["quantization"], row["backend"]), []
-        ).append(row)
+        names = (row["trial"], row["model"], row["quantization"], row["backend"])
+        starts.setdefault((*names, row["cell"].get("start", {}).get("number")), []).append(row)
     found = []
-    for (trial, *names), members in sessions.items():
-        members.sort(key=lambda row: row["cell"]["clock"]["unix_ns"])
+    for (trial, model, quantization, backend, _), members in starts.items():
+        members.sort(key=began)
         told = {
             "trial": trial,
-            "served": "/".join(names),
-            "loads": [f"{row['workload']}, {row['load']}" for row in members],
+            "served": f"{model}/{quantization}/{backend}",
+            "started": clock(began(members[0])),
         }
-        times = [row["cell"]["started"] for row in members]
-        found.append(told | {"started": times[0], "ended": times[-1]})
-    return sorted(found, key=lambda session: session["started"])
+        told |= {"ended": clock(ended(members[-1])), "at": began(members[0])}
+        loads_of = [f"{row['workload']}, {row['load']}" for row in members]
+        found.append(told | {"loads": loads_of})
+    return sorted(found, key=lambda start: start["at"])
 
 
-def disorder(order: list[dict[str, Any]]) -> list[str]:
-    """Sessions that were measured out of turn: every session of a trial should begin after the last load of the trial before."""
+def began(row: dict[str, Any]) -> float:
+    """When a cell was begun, seconds since 1970."""
+    return float(row["cell"]["clock"]["unix_ns"]) / 1e9
+
+
+def ended(row: dict[str, Any]) -> float:
+    return began(row) + float(row["cell"].get("seconds", 0))
+
+
+def clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def disorder(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each load and trial that began before the trial before had ended with that load."""
     found = []
-    for session in order:
-        later = [
-            other
-            for other in order
-            if other["trial"] < session["trial"] and other["ended"] > session["started"]
-        ]
-        found += [
-            f"{session['served']}, trial {session['trial']}, began before {other['served']}, trial {other['trial']}, ended"
-            for other in later
-        ]
+    for load in dict.fromkeys((row["workload"], row["load"]) for row in rows):
+        own = [row for row in rows if (row["workload"], row["load"]) == load]
+        for trial in sorted({row["trial"] for row in own})[1:]:
+            before = max(ended(row) for row in own if row["trial"] < trial)
+            early = sum(began(row) < before for row in own if row["trial"] == trial)
+            if early:
+                what = "cells began" if early > 1 else "cell began"
+                found.append(
+                    f"{load[0]}, {load[1]}: {early} {what} in trial {trial} before the trial before had ended"
+                )
     return found
 
 

@@ -5,11 +5,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
+
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from config import experiment, pins, schema
 from config import plan as planning
+from pipeline.artifact import read_json
 from pipeline.failure import Failure
 
 # The embedded one, then those of the command line: the last of them is the experiment.
@@ -42,11 +45,8 @@ try:
         experiment.load(config, config_files[-1], pin),
         SCRIPTS,
         config_files,
-        again=workflow.is_main_process,
     )
 except (experiment.ConfigError, Failure) as error:
-    from snakemake.exceptions import WorkflowError
-
     raise WorkflowError(str(error)) from None
 
 # Scripts run in the interpreter that runs snakemake, whatever the PATH says. What changes no result goes this way
@@ -67,6 +67,11 @@ shell.prefix(
 
 
 onstart:
+    if workflow.dag_settings.forcerun or workflow.dag_settings.forceall:
+        raise WorkflowError(
+            "--forcerun and --forceall would do nothing: what stands is kept. Remedy: to measure a cell again, remove its"
+            " folder below <results>/measure; to make anything else again, remove its file below <results>/<stage>."
+        )
     # Not while planning, so that a dry run writes nothing.
     lock.save()
     plan.write_specs()
@@ -86,16 +91,18 @@ def log_of(stage):
 
 
 def inputs(stage):
-    """What a stage's job reads, by name. All of it is ancient: keys in file names decide what reruns, never file time."""
+    """What a stage's job reads, by name. All of it is ancient: keys in file names decide what reruns, never file time.
+
+    Where a single job runs on a cluster's node, its task says what was decided before.
+    """
 
     def by_name(wildcards):
         wanted = job(stage, wildcards)
-        results = {
-            name.replace(" ", "_"): [ancient(str(plan.files[one])) for one in needed]
-            for name, needed in wanted.inputs.items()
-        }
-        files = {name: ancient(path) for name, path in wanted.files.items()}
-        return results | files
+        if workflow.is_main_process:
+            found = plan.task(wanted)["inputs"]
+        else:
+            found = read_json(Path(spec(stage)(wildcards)))["inputs"]
+        return {name.replace(" ", "_"): ancient(paths) for name, paths in found.items()}
 
     return unpack(by_name)
 

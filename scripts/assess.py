@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from metrics import quality
 from pipeline import results, stage
-from pipeline.artifact import read_json
+from pipeline.artifact import read_json, sha256
+from pipeline.failure import RETRIED
 
 # A logarithm below this is no probability of a token that a model can give.
 LEAST = -1e9
@@ -24,6 +25,12 @@ FIGURES = (
 )
 
 
+def unsound(log_probs: list[list[float]] | None) -> int:
+    """How many tokens have no probability that a model can give."""
+    every = [value for passage in log_probs or [] for value in passage]
+    return sum(not (math.isfinite(value) and value > LEAST) for value in every)
+
+
 def assess(
     asked: dict[str, Any], reference: dict[str, Any] | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
@@ -34,10 +41,7 @@ def assess(
         found["reference_perplexity"] = quality.perplexity(reference["log_probs"])
     told = asked.get("log_probs")
     if told:
-        damaged = sum(
-            not (math.isfinite(value) and value > LEAST) for passage in told for value in passage
-        )
-        found["damaged"] = damaged
+        found["damaged"] = damaged = unsound(told)
         if not damaged:
             found["perplexity"] = quality.perplexity(told)
             if reference:
@@ -69,23 +73,30 @@ def assess(
 
 def main() -> None:
     job = stage.task(__doc__)
-    [session] = job.inputs["session"]
+    [session], reference, model = (
+        job.inputs["session"],
+        job.manifest("reference"),
+        job.manifest("model"),
+    )
     answered = session.with_name("quality.json")
-    asked, reference = read_json(answered), job.manifest("reference")
-    told = {name: asked.get(name) for name in ("failure", "form", "seconds")}
+    asked = read_json(answered)
+    said = read_json(session)["parts"]["quality.json"]["sha256"]
+    if asked["key"] != job.spec["questions"] or sha256(answered) != said:
+        raise SystemExit(
+            f"{answered} is not what the session wrote: it has been changed. Remove it to ask again."
+        )
     why = reference.failure["reason"] if reference.failure else None
-    model = job.manifest("model")
+    true = None if why else read_json(reference.file("reference"))
+    if true and unsound(true["log_probs"]):
+        why, true = "its own probabilities are not all finite numbers", None
+    again = why if reference.failure and RETRIED[reference.failure["kind"]] else None
     found: dict[str, Any] = dict.fromkeys(FIGURES)
     if not model.failure:
         tokenizer = Tokenizer.from_file(str(model.file("tokenizer") / "tokenizer.json"))
-        found = assess(asked, None if why else read_json(reference.file("reference")), tokenizer)
-    head = {
-        "key": job.key,
-        "questions": asked["key"],
-        "made_of": results.made_of(answered),
-        "no_reference": why,
-    }
-    results.write(job.output, head | told | found)
+        found = assess(asked, true, tokenizer)
+    head = {"key": job.key, "questions": asked["key"], "made_of": {str(answered.parent): said}}
+    told = {name: asked.get(name) for name in ("failure", "form", "seconds")}
+    results.write(job.output, head | told | found | {"no_reference": why, "retry": again})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -55,18 +55,24 @@ class Part:
 
 @dataclass
 class Start:
-    """One start of the server, as the cells measured on it tell of it; `before`: what ran on it already."""
+    """One start of the server; `before`: what ran on it already. `death`: what it died of, if it has."""
 
     number: int
     started: str
-    ready_s: float
-    first_answer_s: float | None
     compile_cache: str
-    before: list[str]
+    ready_s: float | None = None
+    first_answer_s: float | None = None
+    before: list[str] = field(default_factory=list)
+    death: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the cells measured on it tell of it."""
+        told = {name: value for name, value in vars(self).items() if name != "death"}
+        return told | {"before": list(self.before)}
 
 
 class Session:
-    """What a session measures and where; the artefacts it reads are loaded once."""
+    """What a session measures and where."""
 
     def __init__(self, job: Task):
         self.job, self.spec, self.folder = job, job.spec, job.output.parent
@@ -174,7 +180,7 @@ def offerable(session: Session, parts: list[Part]) -> list[Part]:
     """Those parts that can be asked at all; the others fail before any server is started."""
     able = []
     for part in parts:
-        failure = stage.classified(partial(see_offer, session, part), session.folder)
+        _, failure = stage.attempt(partial(see_offer, session, part), session.folder)
         if failure:
             fail(session, [part], failure)
         else:
@@ -204,45 +210,43 @@ def tasks_of(session: Session, part: Part) -> tuple[str, Tasks] | None:
 def run(session: Session, left: list[Part], number: int) -> None:
     """Measure these parts on as few starts as the server's health and the configuration allow; `number`: starts before.
 
-    A server that died is started again for the next part, unless it dies under RESTARTS more of them in a row.
+    A server that died is started again for the next part, unless it dies RESTARTS more times in a row. Where each part has
+    a start of its own, it is not given up.
     """
     waiting, deaths = deque(offerable(session, left)), 0
     while waiting:
         number += 1
-        ended: list[tuple[int, Failure | None]] = []
-
-        def once(start: int = number, ended: list[tuple[int, Failure | None]] = ended) -> None:
-            ended.append(serve(session, waiting, start))
-
-        unready = stage.classified(once, session.folder)
+        start, unready = stage.attempt(partial(serve, session, waiting, number), session.folder)
         if unready:
             fail(session, list(waiting), unready)
             return
-        [(survived, death)] = ended
-        deaths = 0 if death is None else 1 if survived else deaths + 1
-        if death and deaths > RESTARTS:
-            reason = f"Not tried: the server had died under {deaths} loads in a row. {death.reason}"
-            fail(session, list(waiting), Failure(death.kind, reason, death.remedy, death.log_tail))
+        assert start
+        deaths = 0 if start.death is None else 1 if start.before else deaths + 1
+        if start.death and deaths > RESTARTS and session.spec["isolation"] == "session":
+            reason = f"Not tried: the server had died {deaths} times in a row. {start.death.reason}"
+            remedy = f"Run again to go on with these loads. {start.death.remedy}"
+            untried = Failure("not_tried", reason, remedy, start.death.log_tail)
+            fail(session, list(waiting), untried)
             return
 
 
-def serve(session: Session, waiting: deque[Part], number: int) -> tuple[int, Failure | None]:
+def serve(session: Session, waiting: deque[Part], number: int) -> Start:
     """Start a server and measure on it what waits, until nothing does, or the server has died, or each part is to have a
-    start of its own. Gives how many parts it survived, and what it died of. A Failure before it is ready is raised.
+    start of its own. A Failure before it is ready is raised.
     """
     engine, environment = (
         stage.usable(session.job.manifest(name)) for name in ("engine", "environment")
     )
     log_file = session.job.log.with_name(f"server.{number}.log")
-    ready = servers.prepare(
-        session.served, engine, environment, session.spec["engine"], log_file, session.path
-    )
+    engine_key = session.spec["engine"]
+    ready = servers.prepare(session.served, engine, environment, engine_key, log_file, session.path)
     adapter = backends.load(session.served.backend.adapter)
-    began = now()
+    start = Start(number, now(), ready.facts["compile_cache"])
     log.info("%s: starting the server (start %d)", session.path, number)
     with servers.started(ready) as server:
         timeout_s = session.served.server.start_timeout_s
         ready_s = asyncio.run(servers.until_ready(server, ready.url + adapter.READY, timeout_s))
+        start.ready_s = round(ready_s, 3)
         log.info("%s: ready after %.1f s", session.path, ready_s)
         about = {
             "form": engine.facts["form"],
@@ -251,23 +255,30 @@ def serve(session: Session, waiting: deque[Part], number: int) -> tuple[int, Fai
             **ready.facts,
             "info": asyncio.run(servers.told(ready.url, adapter.INFO)),
         }
-        start = Start(number, began, round(ready_s, 3), None, ready.facts["compile_cache"], [])
         while waiting:
-            rested = settle(session, ready, server, start)
-            death = stage.classified(
-                lambda: runtime.check(server, "between two loads"), session.folder
-            )
-            if death:
-                return len(start.before), death
+            rested = rest_and_reset(session, ready, server, start)
+            if dead_at_rest(session, server, start):
+                return start
             part = waiting.popleft()
             failure = measure(session, part, ready, server, start, about | rested)
             if failure and server.exit_code() is not None:
-                return len(start.before), failure
+                start.death = failure
+                return start
             start.before.append(part.name)
             if session.spec["isolation"] == "cell":
                 break
     log.info("%s: the server has stopped", session.path)
-    return len(start.before), None
+    return start
+
+
+def dead_at_rest(session: Session, server: Server, start: Start) -> bool:
+    """Whether the server has ended since its last load; then the cell that came before says so."""
+    check = partial(runtime.check, server, "between two loads")
+    _, start.death = stage.attempt(check, session.folder)
+    if start.death and start.before:
+        [last] = [part for part in session.parts if part.name == start.before[-1]]
+        write_json(last.file, read_json(last.file) | {"died_after": start.death.reason})
+    return start.death is not None
 
 
 def measure(
@@ -291,10 +302,11 @@ def measure(
             result.update(answer_questions(session, part, ready, server))
 
     part.file.parent.mkdir(parents=True, exist_ok=True)
+    part.file.unlink(missing_ok=True)
     began = perf_counter_ns()
-    failure = stage.classified(work, part.file.parent)
+    _, failure = stage.attempt(work, part.file.parent)
     reserve.unlink(missing_ok=True)
-    result |= {"start": vars(start) | {"before": list(start.before)}}
+    result |= {"start": start.to_json()}
     finish(part, result | {"seconds": round((perf_counter_ns() - began) / 1e9, 1)}, failure)
     return failure
 
@@ -316,7 +328,9 @@ def measure_cell(
     cells.measure(cell, ready, server, offered, folder, result)
 
 
-def settle(session: Session, ready: Prepared, server: Server, start: Start) -> dict[str, Any]:
+def rest_and_reset(
+    session: Session, ready: Prepared, server: Server, start: Start
+) -> dict[str, Any]:
     """Rest, and empty the prefix cache where the backend has a way: {rest: {seconds, server_cores}, cache}.
 
     `cache`: off; cold (nothing was asked before, or it has been emptied); primed by what was asked before.

@@ -26,7 +26,7 @@ def answer(
     folder: Path,
     log_file: Path,
 ) -> dict[str, Any]:
-    """Facts of reference.json: {log_probs of each passage, answers to each prompt, dtype}. Failure `no_reference`."""
+    """Facts of reference.json: {log_probs of each passage, answers to each prompt, dtype}. Failure `no_reference` where there can be none, `reference_failed`."""
     if "hf" not in model.facts or "layout" in model.facts:
         why = (
             f"its weights are quantized (layout {model.facts['layout']})"
@@ -65,7 +65,7 @@ def answer(
         peak = command.run(
             Launch(argv + ["trust"] * trust, {"HF_HUB_OFFLINE": "1"}, log_file, Path(scratch)),
             "process",
-            "no_reference",
+            "reference_failed",
         )
     return {
         "reference": "reference.json",

@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from markupsafe import Markup
 
 from comparison.verdicts import measured, verdicts
 from config import experiment
+from config.jobs import RESULTS
 from config.paths import ROOT
 from metrics.intervals import needed
 from pipeline import results, stage
@@ -37,36 +39,53 @@ import view  # noqa: E402
 log = logging.getLogger(__name__)
 
 
-def strangers(job: Task, found: view.Found, sessions: dict[str, Path]) -> list[str]:
-    """A line for each result that is not the plan's: it was measured, summarized or judged under another key."""
-    lines = []
-    for name, cells in job.spec["summaries"].items():
-        lines += unplanned(sessions[name], job.spec["sessions"][name], "this session")
+def strangers(job: Task) -> list[tuple[Path, str]]:
+    """Each file whose content is not the plan's, and why: it was measured, summarized or judged under another key."""
+    found: list[tuple[Path, str]] = []
+    spec, sessions = job.spec, job.results["measure"]
+    for name, cells in spec["summaries"].items():
+        session = sessions[name]
+        found += unplanned(session, ("key",), spec["sessions"][name])
         for load, keys in cells.items():
-            summary = found.summaries[name] / load / "summary.json"
-            lines += unplanned(summary, keys["summary"], "this summary", cell=keys["cell"])
-    for name, key in job.spec["qualities"].items():
-        lines += unplanned(found.qualities[name], key, "this quality")
-    return lines
+            found += unplanned(session, ("outcomes", load, "key"), keys["cell"])
+            summary = job.results["summarize"][name].parent / load / "summary.json"
+            found += unplanned(summary, ("key",), keys["summary"])
+            found += unplanned(summary, ("cell", "key"), keys["cell"])
+    for name, key in spec["qualities"].items():
+        quality = job.results["assess"][name]
+        found += unplanned(quality, ("key",), key)
+        found += unplanned(quality, ("questions",), spec["questions"][name])
+    found += unplanned(job.results["calibrate"]["client"], ("key",), spec["calibration"])
+    return found
 
 
-def unplanned(path: Path, key: str, what: str, cell: str | None = None) -> list[str]:
+def unplanned(path: Path, place: tuple[str, ...], key: str) -> list[tuple[Path, str]]:
+    """The file and why it is not the plan's, if at this place of it there is not this key."""
     try:
-        value = read_json(path)
-        if value.get("key") != key:
-            return [f"{path}: {what} is of key {value.get('key')}, the plan's is {key}"]
-        if cell and value["cell"]["key"] != cell:
-            return [
-                f"{path}: it was made of a cell of key {value['cell']['key']}, the plan's is {cell}"
-            ]
+        value: Any = read_json(path)
+        for step in place:
+            value = value[step]
     except (Unreadable, KeyError, TypeError) as error:
-        return [f"{path}: {error}"]
-    return []
+        return [(path, str(error))]
+    told = f"its {' '.join(place)} is {value}, the plan's is {key}"
+    return [] if value == key else [(path, told)]
 
 
-def by_name(stage_name: str, paths: list[Path]) -> dict[str, Path]:
-    """Results by the name of their job: what stands in their path after the stage."""
-    return {str(path.parent).rpartition(f"{stage_name}/")[2]: path for path in paths}
+def refuse(found: list[tuple[Path, str]], command: str) -> None:
+    """End, naming each file once and how to have it made again."""
+    paths = dict.fromkeys(path for path, _ in found)
+    lines = [f"{path}: {why}" for path, why in found]
+    remedy = f"Remedy: rm {shlex.join(map(str, paths))} && {command}"
+    words = "No report: these results are not those of this configuration."
+    raise SystemExit("\n".join([words, *lines, remedy]))
+
+
+def command_of(config_files: list[str]) -> str:
+    """What makes this report."""
+    extra = [
+        part for name in config_files if name != "config.yaml" for part in ("--configfile", name)
+    ]
+    return shlex.join(["snakemake", "--cores", "1", *extra])
 
 
 def provenance() -> dict[str, Any]:
@@ -114,7 +133,7 @@ def render(
 ) -> None:
     """Write the three files of a report; `html` names the first, the others lie beside it.
 
-    `facts`: calibration (client.json), config_files, prepared (manifests of what was made first).
+    `facts`: the client's calibration, config_files, and prepared: stage, name and manifest of what was made first.
     """
     backends = list(planned.backends)
     groups = [
@@ -124,10 +143,6 @@ def render(
     overview = view.overviews(rows, backends)
     # Of the page's charts each has its place in one list: those of the overviews come first.
     sections = [*overview, *groups]
-    config_files = [
-        f"--configfile {name}" for name in facts["config_files"] if name != "config.yaml"
-    ]
-    order = view.order_of(rows)
     known = {
         "groups": groups,
         "overviews": overview,
@@ -139,12 +154,14 @@ def render(
         "models": planned.config["models"],
         "config": planned.config,
         "config_text": yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True),
-        "command": " ".join(["snakemake --cores 1", *config_files]),
+        "command": command_of(facts["config_files"]),
         "results": planned.results,
         "preparation": view.preparation(facts["prepared"]),
         "starts": view.starts(rows),
-        "order": order,
-        "disorder": view.disorder(order),
+        "order": view.order_of(rows),
+        "disorder": view.disorder(rows),
+        "died_after": [row for row in rows if row["cell"].get("died_after")],
+        "primed": sorted({row["backend"] for row in rows if row["cell"].get("cache") == "primed"}),
         "audit": view.audit(rows),
         "realised": view.REALISED,
         "calibration": facts["calibration"],
@@ -184,33 +201,33 @@ def render(
 
 def main() -> None:
     job = stage.task(__doc__)
+    found = strangers(job)
+    if found:
+        refuse(found, command_of(job.spec["config_files"]))
     planned = experiment.load(job.spec["config"])
-    folder = Path(planned.results)
-    summaries = {
-        name: path.parent for name, path in by_name("summarize", job.inputs["summaries"]).items()
-    }
-    found = view.Found(summaries, by_name("assess", job.inputs.get("qualities", [])))
-    lines = strangers(job, found, by_name("measure", job.inputs["sessions"]))
-    if lines:
-        folders = sorted({line.partition(":")[0].rpartition("/")[0] for line in lines})
-        command = f"rm -r {' '.join(folders)} && snakemake --cores 1"
-        raise SystemExit(
-            "No report: these results are not those of this configuration.\n"
-            + "\n".join(lines)
-            + f"\nRemedy: {command}"
-        )
     facts = {
-        "calibration": read_json(job.inputs["calibration"][0]),
+        "calibration": read_json(job.results["calibrate"]["client"]),
         "config_files": job.spec["config_files"],
-        "prepared": job.inputs["prepared"],
+        "prepared": [
+            (stage_name, name, path)
+            for stage_name, files in job.results.items()
+            for name, path in files.items()
+            if stage_name not in RESULTS
+        ],
     }
-    render(view.rows_of(found, planned), planned, facts, folder / "report.html")
+    html = Path(planned.results) / "report.html"
+    render(view.rows_of(job.results, planned), planned, facts, html)
+    parts = {
+        f"../../{path.name}": results.part(path)
+        for path in (html, html.with_suffix(".md"), html.with_name("summary.csv"))
+    }
     of = [
         path
         for name in ("summaries", "qualities", "calibration")
         for path in job.inputs.get(name, [])
     ]
-    results.write(job.output, {"key": job.key, "made_of": results.made_of(*of)})
+    made_of = results.made_of(*of)
+    results.write(job.output, {"key": job.key, "made_of": made_of, "parts": parts})
 
 
 if __name__ == "__main__":

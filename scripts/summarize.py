@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from loadgen.reader import read
 from metrics import answers, cells, client, machine, requests
 from pipeline import results, stage
-from pipeline.artifact import Unreadable, read_json, sha256, write_json
+from pipeline.artifact import Manifest, Unreadable, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def kept(target: Path, key: str, made_of: str) -> bool:
-    """Whether the summary is there already, of this key and made of this very cell."""
+def kept(target: Path, key: str, made_of: list[str]) -> bool:
+    """Whether the summary is there already, of this key and made of this very cell and calibration."""
     try:
         found = read_json(target) if target.exists() else {}
     except Unreadable as error:
@@ -74,38 +74,36 @@ def kept(target: Path, key: str, made_of: str) -> bool:
 def main() -> None:
     job = stage.task(__doc__)
     [session], [calibration_file] = job.inputs["session"], job.inputs["calibration"]
-    calibration = read_json(calibration_file)
+    calibration, calibrated = read_json(calibration_file), sha256(calibration_file)
     tokenizer: Tokenizer | None = None
     parts = {}
     for name, keys in job.spec["cells"].items():
-        source, target = (
-            session.parent / name / "cell.json",
-            job.output.parent / name / "summary.json",
-        )
-        made_of = sha256(source)
+        source = session.parent / name / "cell.json"
+        target = job.output.parent / name / "summary.json"
+        made_of = [sha256(source), calibrated]
+        table = target.with_name("requests.parquet")
         if not kept(target, keys["summary"], made_of):
             cell = read_json(source)
-            result: dict[str, Any] = {
-                "key": keys["summary"],
-                "made_of": made_of,
-                "evaluation": answers.evaluate([]),
-            }
-            result["cell"] = {entry: value for entry, value in cell.items() if entry != "telemetry"}
+            told = {entry: value for entry, value in cell.items() if entry != "telemetry"}
+            result: dict[str, Any] = {"key": keys["summary"], "made_of": made_of, "cell": told}
+            result["evaluation"] = answers.evaluate([])
             target.parent.mkdir(parents=True, exist_ok=True)
+            table.unlink(missing_ok=True)
             if not cell["failure"]:
                 log.info("%s", name)
-                tokenizer = tokenizer or Tokenizer.from_file(
-                    str(job.manifest("model").file("tokenizer") / "tokenizer.json")
-                )
-                records, table = (
-                    source.with_name("records.arrow"),
-                    target.with_name("requests.parquet"),
-                )
+                tokenizer = tokenizer or tokenizer_of(job.manifest("model"))
+                records = source.with_name("records.arrow")
                 result |= summarize(cell, records, tokenizer, calibration, job.spec["slo"], table)
             write_json(target, without_nan(result))
         parts[f"{name}/summary.json"] = results.part(target)
-    made = {"key": job.key, "parts": parts, "made_of": results.made_of(session, calibration_file)}
-    results.write(job.output, made)
+        if table.exists():
+            parts[f"{name}/requests.parquet"] = results.part(table)
+    made_of_results = results.made_of(session, calibration_file)
+    results.write(job.output, {"key": job.key, "parts": parts, "made_of": made_of_results})
+
+
+def tokenizer_of(model: Manifest) -> Tokenizer:
+    return Tokenizer.from_file(str(model.file("tokenizer") / "tokenizer.json"))
 
 
 if __name__ == "__main__":

@@ -209,8 +209,10 @@ class Checkout:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Jobs that a run would do now: rule -> count."""
-        lines = self.snakemake("--dry-run", *arguments).splitlines()
+        said = self.snakemake("--dry-run", *arguments)
+        lines = said.splitlines()
         if "Job stats:" not in lines:
+            assert "Nothing to be done" in said
             return {}
         found = {}
         for line in lines[lines.index("Job stats:") + 3 :]:

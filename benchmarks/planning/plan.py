@@ -35,9 +35,11 @@ sys.path.insert(0, "scripts")
 from pathlib import Path
 import yaml
 from config import experiment
-from config.plan import RESULTS, Plan
+from config.jobs import RESULTS
+from config.plan import Plan
 from pipeline import results
 from pipeline.artifact import Manifest
+from pipeline.spec import Offered
 plan = Plan(experiment.load(yaml.safe_load(open("config.yaml"))), Path("scripts").resolve())
 cells = 0
 for job in plan.jobs.values():
@@ -48,17 +50,27 @@ for job in plan.jobs.values():
     parts = {}
     if job.stage == "measure":
         for cell in json.loads(job.spec)["cells"]:
-            place = f"{cell['workload']}/{cell['offered']['kind'][0]}{cell['offered']['value']}"
+            place = f"{cell['workload']}/{Offered(**cell['offered']).name}"
             cells += 1
             for name in ("cell.json", "records.arrow"):
                 path = file.parent / place / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("{}")
                 parts[f"{place}/{name}"] = results.part(path)
+    if job.stage == "summarize":
+        for place in json.loads(job.spec)["cells"]:
+            for name in ("summary.json", "requests.parquet"):
+                path = file.parent / place / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
+                parts[f"{place}/{name}"] = results.part(path)
+    if job.stage == "report":
+        for name in ("report.html", "report.md", "summary.csv"):
+            (plan.folder / name).write_text("")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            parts[f"../../{name}"] = results.part(plan.folder / name)
     needed = [plan.files[one] for inputs in job.inputs.values() for one in inputs if one.stage in RESULTS]
     results.write(file, {"key": job.key, "parts": parts, "made_of": results.made_of(*needed)})
-for name in ("report.html", "report.md", "summary.csv"):
-    (plan.folder / name).write_text("")
 print(cells, sum(job.stage == "measure" for job in plan.jobs.values()), len(plan.jobs))
 """
 

@@ -49,7 +49,7 @@ def shortcomings(quality: dict[str, Any], limits: dict[str, Any]) -> list[str]:
         found.append(
             f"its server gave {quality['damaged']} tokens a probability that is not a finite number"
         )
-    if change and change["percent"] > limits["perplexity_percent"]:
+    if change and not change["percent"] <= limits["perplexity_percent"]:
         found.append(
             f"its perplexity is {change['percent']:,.0f} % higher than the unquantized model's "
             f"(limit: {limits['perplexity_percent']:g} %)"

@@ -60,7 +60,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         for row in measured(rows)
         if row["metrics"]["client"]["valid"]
         and not row["evaluation"]["broken"]
-        and row["status"].comparable is not False
+        and row["status"].word not in ("not comparable", "failed")
     ]
     said = []
     for offered, load in sorted(

@@ -11,9 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,30 +20,15 @@ import backends
 import quantizers
 import runtime
 from config.experiment import CONVERTER, Experiment, environment
+from config.jobs import STAGES, Job
 from config.paths import locate
+from config.standing import choose_files
 from host.gpus import gpu_kind
 from host.machine import describe_host
-from pipeline import fingerprint, results, store
-from pipeline.artifact import Manifest, Unreadable, read_json, write_json
-from pipeline.spec import Environment, Offered, Served, Workload, to_json
+from pipeline import fingerprint, store
+from pipeline.artifact import write_json
+from pipeline.spec import Backend, Environment, Offered, Served, Workload, to_json
 
-# Every stage, in the order of the pipeline, and the names of its jobs: what their paths are made of.
-STAGES = {
-    "environment": "{environment}",
-    "download": "{model}",
-    "prompts": "{model}/{workload}",
-    "texts": "{model}/{use}",
-    "quantize": "{model}/{quantization}",
-    "build": "{model}/{quantization}/{backend}",
-    "reference": "{model}",
-    "calibrate": "client",
-    "measure": "{model}/{quantization}/{backend}/t{trial}",
-    "summarize": "{model}/{quantization}/{backend}/t{trial}",
-    "assess": "{model}/{quantization}/{backend}",
-    "report": "page",
-}
-# Stages whose result is the file itself; the others' bytes lie in the store, and their file is its manifest.
-RESULTS = ("calibrate", "measure", "summarize", "assess", "report")
 # Which code counts: of what a stage's command imports, the files in these folders of scripts/. What lies elsewhere reruns
 # nothing: config, pipeline, models, host. Cells and questions are the two things that `measure` makes.
 COUNTS = {
@@ -66,62 +49,38 @@ PAGE = ("report.html.j2", "report.md.j2", "style.css", "charts.py", "view.py")
 EVALUATION, CALIBRATION = "evaluation", "calibration-"
 # The environment of lm-evaluation-harness.
 HARNESS = "lm_eval"
-# What of the server's settings an engine is built for.
+# What of a backend decides its build, and of the server's settings what an engine is built for.
+# Arguments are the server's alone.
+BUILDERS = (
+    "name",
+    "adapter",
+    "environment",
+    "options",
+    "runtime",
+    "env",
+    "workdir",
+    "user",
+    "builds",
+)
 BUILT_FOR = ("context_length", "max_sequences", "dtype", "tensor_parallel")
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One job: `name` is its part of every path, `spec` sorted JSON, `code` a fingerprint; `inputs` are the jobs whose results
-    it reads, `files` the local files, both by name."""
-
-    stage: str
-    name: str
-    spec: str
-    code: str
-    inputs: dict[str, list[Job]]
-    files: dict[str, str]
-
-    @cached_property
-    def key(self) -> str:
-        return store.key(json.loads(self.spec), self.code)
-
-    def walk(self) -> Iterator[Job]:
-        """This job and all that it rests on, each once, what is needed first."""
-        seen: set[Job] = set()
-
-        def visit(job: Job) -> Iterator[Job]:
-            if job in seen:
-                return
-            seen.add(job)
-            for needed in job.inputs.values():
-                for one in needed:
-                    yield from visit(one)
-            yield job
-
-        return visit(self)
-
-
 class Plan:
-    """The jobs of an experiment, by stage and name, and the file that each writes.
-
-    `again`: whether a result that does not stand is to be made again under a new name; where a single job runs on a
-    cluster's node, that has been decided before.
-    """
+    """The jobs of an experiment, by stage and name, and the file that each writes."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        scripts: Path,
-        config_files: list[str] | None = None,
-        again: bool = True,
+        self, experiment: Experiment, scripts: Path, config_files: list[str] | None = None
     ):
-        self.experiment, self.scripts, self.again = experiment, scripts, again
+        self.experiment, self.scripts = experiment, scripts
         self.config_files = config_files or ["config.yaml"]
         self.folder = Path(experiment.results)
         self.converter = converter_of(experiment)
         self.jobs = {(job.stage, job.name): job for job in self.report().walk()}
-        self.files = self.settle()
+
+    @cached_property
+    def files(self) -> dict[Job, Path]:
+        """The file of each job; what stands is looked at once, at first use."""
+        return choose_files(self.jobs.values(), self.folder)
 
     # What is made from what.
 
@@ -133,6 +92,7 @@ class Plan:
         code: str,
         inputs: Mapping[str, Job | list[Job] | None],
         files: dict[str, str | None] | None = None,
+        parts: Iterable[str] = (),
     ) -> Job:
         """A job by the names that its path is made of. What it lacks is left out of its inputs and files."""
         needed = {
@@ -141,9 +101,8 @@ class Plan:
             if value is not None
         }
         local = {name: str(locate(path)) for name, path in (files or {}).items() if path}
-        return Job(
-            stage, STAGES[stage].format(**names), to_json(without_places(spec)), code, needed, local
-        )
+        name, spec = STAGES[stage].format(**names), to_json(without_places(spec))
+        return Job(stage, name, spec, code, needed, local, tuple(parts))
 
     @cache
     def code(self, counts: str, *files: str) -> str:
@@ -243,22 +202,30 @@ class Plan:
     @cache
     def build(self, model: str, quantization: str, backend: str) -> Job:
         """Where there is something to build, all that the engine is made for: sizes, and the GPU by name and capability."""
-        made, server = self.experiment.backends[backend], self.experiment.server
+        made = self.experiment.backends[backend]
         weights, own = self.quantize(model, quantization), self.environment(made.environment.name)
-        spec: dict[str, Any] = {"weights": weights.key, "backend": made}
+        spec: dict[str, Any] = {"weights": weights.key}
+        spec["backend"] = {name: getattr(made, name) for name in BUILDERS}
         # Of a backend that builds nothing only its own file says which weights it loads.
         code = fingerprint.code(self.scripts, (f"backends/{made.adapter}.py",), ())
         if made.builds:
-            spec["quantization"] = self.experiment.quantizations[quantization]
-            spec |= {
-                "server": {name: getattr(server, name) for name in BUILT_FOR},
-                "gpu": gpu_kind(),
-            }
-            spec["trust_remote_code"] = self.experiment.models[model].weights.trust_remote_code
+            spec |= self.built_for(model, quantization, made)
             programs = backends.programs_of_build(made.adapter)
             code = self.code("build", "build.py", f"backends/{made.adapter}.py", *programs)
         names = {"model": model, "quantization": quantization, "backend": backend}
-        return self.job("build", names, spec, code, {"weights": weights, "environment": own})
+        inputs = {"weights": weights, "environment": own}
+        return self.job("build", names, spec, code, inputs)
+
+    def built_for(self, model: str, quantization: str, made: Backend) -> dict[str, Any]:
+        """What an engine is built for, beside the weights."""
+        server = self.experiment.server
+        on_gpu = "gpu" in backends.load(made.adapter).DEVICES
+        return {
+            "quantization": self.experiment.quantizations[quantization],
+            "server": {name: getattr(server, name) for name in BUILT_FOR},
+            "gpu": gpu_kind() if on_gpu else None,
+            "trust_remote_code": self.experiment.models[model].weights.trust_remote_code,
+        }
 
     @cache
     def calibrate(self) -> Job:
@@ -327,6 +294,10 @@ class Plan:
             "trial": str(trial),
         }
         tasks = experiment.evaluation.tasks if asked else None
+        parts = [
+            f"{place(workload, offered)}/cell.json" for workload, offered in experiment.loads()
+        ]
+        parts += ["quality.json"] if asked else []
         return self.job(
             "measure",
             names,
@@ -334,6 +305,7 @@ class Plan:
             self.cell_code(backend),
             inputs,
             {"tasks": tasks.path if tasks else None},
+            parts,
         )
 
     def order(self, served: Served, trial: int) -> list[tuple[Workload, Offered]]:
@@ -352,7 +324,7 @@ class Plan:
         """Hashes of the large parts in place of the parts: there may be ten thousand cells."""
         names = (served.model.name, served.quantization.name, served.backend.name)
         spec = {
-            "served": self.identity(served.path, served),
+            "served": self.served_identity(served),
             "workload": self.identity(workload.name, workload),
             "load": self.identity("load", self.experiment.config["load"]),
             "isolation": self.experiment.config["isolation"],
@@ -362,6 +334,15 @@ class Plan:
             "trial": trial,
         }
         return store.key(spec, self.cell_code(served.backend.name))
+
+    def served_identity(self, served: Served) -> str:
+        """All of what is served, but for what changes no measurement."""
+        return self.identity(
+            served.path,
+            dataclasses.replace(
+                served, server=dataclasses.replace(served.server, port=None, start_timeout_s=0)
+            ),
+        )
 
     @cached_property
     def identities(self) -> dict[tuple[str, str], str]:
@@ -378,17 +359,14 @@ class Plan:
 
     @cache
     def cell_code(self, backend: str) -> str:
-        return self.code("cells", "measure.py", *self.serving_code(backend))
+        return self.code("cells", "measure.py", "loadgen/worker.py", *self.serving_code(backend))
 
     def serving_code(self, backend: str) -> list[str]:
         """The files that start and speak to one backend's server, which are found by name."""
         made = self.experiment.backends[backend]
         files = [f"backends/{made.adapter}.py", f"foreign/{made.adapter}_server.py"]
-        helpers = {"process": ["supervise.py"], "apptainer": ["supervise.py"]}.get(
-            made.runtime, ["guard.py"]
-        )
-        files += [f"runtime/{name}" for name in (f"{runtime.file_of(made.runtime)}.py", *helpers)]
-        return [*(file for file in files if (self.scripts / file).is_file()), "loadgen/worker.py"]
+        files += [f"runtime/{file}" for file in runtime.files_of(made.runtime)]
+        return [file for file in files if (self.scripts / file).is_file()]
 
     @cache
     def questions(self, model: str, quantization: str, backend: str) -> dict[str, Any] | None:
@@ -396,18 +374,18 @@ class Plan:
         experiment, served = self.experiment, self.experiment.serving(model, quantization, backend)
         if served.path not in self.judged:
             return None
-        code = self.code(
-            "questions", "questions/ask.py", "questions/tasks.py", *self.serving_code(backend)[:-1]
-        )
+        asking = ("questions/ask.py", "questions/tasks.py")
+        code = self.code("questions", *asking, *self.serving_code(backend))
+        tasks = experiment.evaluation.tasks
         spec = {
             "engine": self.build(model, quantization, backend).key,
             "texts": self.texts(model, EVALUATION).key,
             "answer_tokens": experiment.evaluation.answer_tokens,
-            "tasks": without_places(experiment.evaluation.tasks),
+            "tasks": without_places(tasks),
+            "harness": self.environment(HARNESS).key if tasks else None,
         }
-        return spec | {
-            "key": store.key(spec | {"served": self.identity(served.path, served)}, code)
-        }
+        key = store.key(spec | {"served": self.served_identity(served)}, code)
+        return spec | {"key": key}
 
     @cached_property
     def judged(self) -> frozenset[str]:
@@ -416,7 +394,7 @@ class Plan:
     @cache
     def summarize(self, model: str, quantization: str, backend: str, trial: int) -> Job:
         session = self.measure(model, quantization, backend, trial)
-        spec = {
+        spec: dict[str, Any] = {
             "session": session.key,
             "slo": self.experiment.config["slo"],
             "cells": self.summary_keys(session),
@@ -432,7 +410,9 @@ class Plan:
             "model": self.download(model),
             "calibration": self.calibrate(),
         }
-        return self.job("summarize", names, spec, self.code("summarize", "summarize.py"), inputs)
+        code = self.code("summarize", "summarize.py")
+        parts = [f"{load}/summary.json" for load in spec["cells"]]
+        return self.job("summarize", names, spec, code, inputs, parts=parts)
 
     def summary_keys(self, session: Job) -> dict[str, dict[str, str]]:
         """Of each cell of a session its key and that of its summary, by its place in the session's folder."""
@@ -477,119 +457,36 @@ class Plan:
             "summaries": {job.name: json.loads(job.spec)["cells"] for job in summaries},
             "sessions": {job.name: job.inputs["session"][0].key for job in summaries},
             "qualities": {job.name: job.key for job in qualities},
+            "questions": {job.name: json.loads(job.spec)["questions"] for job in qualities},
+            "calibration": self.calibrate().key,
         }
         code = self.code("report", "report.py", *(f"../report/{name}" for name in PAGE))
         inputs = {"summaries": summaries, "qualities": qualities, "calibration": [self.calibrate()]}
-        return self.job("report", {}, spec, code, inputs)
-
-    # Which file each writes, and what stands.
-
-    def settle(self) -> dict[Job, Path]:
-        """The file of each job: of one whose result stands that result's, else of a new attempt at it.
-
-        A job that only prepares is made again where its bytes are lost or its making had failed, but only if a result that
-        does not stand needs it.
-        """
-        standing: dict[Job, str | None] = {}
-        files: dict[Job, Path] = {}
-        for job in self.jobs.values():
-            if job.stage in RESULTS:
-                standing[job] = self.read(job, standing)
-                files[job] = self.file(job, again=standing[job] is None)
-        pending = [
-            one for job, stands in standing.items() if stands is None for one in inputs_of(job)
-        ]
-        while pending:
-            job = pending.pop()
-            if job not in files:
-                reason = self.unsound(job)
-                files[job] = self.file(job, again=reason is not None)
-                pending += inputs_of(job) if reason is not None else []
-        for job in self.jobs.values():
-            if job not in files:
-                files[job] = self.file(job, again=False)
-        return files
-
-    def file(self, job: Job, again: bool) -> Path:
-        folder = self.folder / job.stage / job.name
-        newest = results.attempts(folder, job.key)
-        return folder / results.name(
-            job.key, newest + 1 if again and self.again else max(newest, 1)
-        )
-
-    def read(self, job: Job, standing: dict[Job, str | None]) -> str | None:
-        """The hash of a result that stands: it is whole, and was made of those of its inputs that stand; else None."""
-        newest = self.file(job, again=False)
-        if not newest.exists():
-            return None
-        try:
-            result, digest = results.read(newest, job.key)
-        except Unreadable as error:
-            tell(f"{newest}: will be made again: {error}")
-            return None
-        if result.get("retry"):
-            tell(f"{newest}: will be made again: {result['retry']}")
-            return None
-        for one in inputs_of(job):
-            if one.stage not in RESULTS:
-                continue
-            made_of = result.get("made_of", {}).get(str(self.folder / one.stage / one.name))
-            if standing[one] is None or made_of != self.digest(job, one, standing):
-                return None
-        return digest
-
-    def digest(self, job: Job, needed: Job, standing: dict[Job, str | None]) -> str | None:
-        """What a result must have been made of: the whole result that it reads, or of a session the answers alone."""
-        if job.stage != "assess":
-            return standing[needed]
-        parts = read_json(self.file(needed, again=False))["parts"]
-        return str(parts["quality.json"]["sha256"])
-
-    def unsound(self, job: Job) -> str | None:
-        """Why a prepared artefact has to be made again; None if it is as it was made."""
-        newest = self.file(job, again=False)
-        if not newest.exists():
-            return "it is not there"
-        try:
-            manifest = Manifest.load(newest)
-            reason = manifest.failure["reason"] if manifest.failure else store.lost(manifest)
-            if manifest.key != job.key:
-                reason = "it says that it belongs to another key"
-            if not reason and "runtime" in manifest.facts:
-                reason = runtime.load(manifest.facts["runtime"]).missing(manifest.facts)
-        except Unreadable as error:
-            reason = str(error)
-        if reason:
-            tell(f"{newest}: will be made again: {reason}")
-        return reason
+        files = ("report.html", "report.md", "summary.csv")
+        return self.job("report", {}, spec, code, inputs, parts=(f"../../{name}" for name in files))
 
     # What Snakemake asks.
 
     def write_specs(self) -> None:
-        """Write the task of every job for its command to read, and remove those of other plans."""
-        files = {self.spec_file(job): job for job in self.jobs.values()}
-        for path in (self.folder / "specs").rglob("*.json"):
-            if path not in files:
-                path.unlink()
-        for path, job in files.items():
-            write_json(path, self.task(job))
+        """Write the task of every job for its command to read. Those of other plans stay: another run may need them."""
+        for job in self.jobs.values():
+            write_json(self.spec_file(job), self.task(job))
 
     def spec_file(self, job: Job) -> Path:
         return self.folder / "specs" / job.stage / job.name / f"{self.files[job].stem}.json"
 
     def task(self, job: Job) -> dict[str, Any]:
+        """What a command reads (pipeline/stage.py); the report gets all results by name."""
         inputs = {
             name: [str(self.files[one]) for one in needed] for name, needed in job.inputs.items()
         }
-        if job.stage == "report":
-            inputs["prepared"] = [
-                str(self.files[one]) for one in self.jobs.values() if one.stage not in RESULTS
-            ]
-            inputs["sessions"] = [
-                str(self.files[one]) for one in self.jobs.values() if one.stage == "measure"
-            ]
         local = {name: [path] for name, path in job.files.items()}
-        return {"spec": json.loads(job.spec), "code": job.code, "inputs": inputs | local}
+        task = {"spec": json.loads(job.spec), "code": job.code, "inputs": inputs | local}
+        if job.stage == "report":
+            task["results"] = {stage: {} for stage in STAGES}
+            for one, file in self.files.items():
+                task["results"][one.stage][one.name] = str(file)
+        return task
 
     @property
     def uses(self) -> list[str]:
@@ -619,18 +516,14 @@ class Plan:
         return 2**30 - trial * 2**16 - rank
 
 
-def inputs_of(job: Job) -> Iterator[Job]:
-    for needed in job.inputs.values():
-        yield from needed
+def place(workload: Workload, offered: Offered) -> str:
+    """Where a load lies below its session's folder."""
+    return f"{workload.name}/{offered.name}"
 
 
 def draw(*of: Any) -> str:
     """A number drawn from these values, as hexadecimal digits: the same for the same, and of no order."""
     return hashlib.sha256("\0".join(map(str, of)).encode()).hexdigest()
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def converter_of(experiment: Experiment) -> Environment:

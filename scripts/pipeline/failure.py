@@ -28,7 +28,9 @@ RETRIED = {
     "out_of_memory": False,
     "server_died": False,
     "no_answer": False,
-    "no_reference": True,
+    "no_reference": False,
+    "reference_failed": True,
+    "not_tried": True,
     "no_task": True,
     "bad_lock": True,
 }

@@ -12,6 +12,7 @@ retry    why the next run should try again, or None
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,19 @@ def part(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def read(path: Path, key: str) -> tuple[dict[str, Any], str]:
-    """A result and the hash of its file; Unreadable if it is not one of this key, or if its parts are gone or cut."""
+def read(path: Path, key: str, expected: Collection[str] = ()) -> tuple[dict[str, Any], str]:
+    """A result and the hash of its file; Unreadable if it is not one of this key, if its parts are gone or cut, or if it
+    does not name those that are expected."""
     value, digest = read_json(path), sha256(path)
+    value.setdefault("made_of", {})
     if value.get("key") != key:
         raise Unreadable(f"{path} says that it belongs to another key")
     parts, made_of = value.get("parts", {}), value.get("made_of", {})
     if not isinstance(parts, dict) or not isinstance(made_of, dict):
         raise Unreadable(f"{path} is not a result of this version")
+    if not set(expected) <= set(parts):
+        lacking = ", ".join(sorted(set(expected) - set(parts)))
+        raise Unreadable(f"{path} does not name {lacking}")
     for relative, said in parts.items():
         file = path.parent / relative
         if not file.is_file():

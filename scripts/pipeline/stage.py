@@ -10,15 +10,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import failure, results, store
 from pipeline.artifact import Manifest, read_json
 from pipeline.failure import Failure
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 # Names the process that is to be outlived by no job of its own: Snakemake's.
 PARENT = "SHOWDOWN_PARENT"
 
@@ -26,6 +27,7 @@ PARENT = "SHOWDOWN_PARENT"
 @dataclass(frozen=True)
 class Task:
     """What one job is to make: `spec` and `code`, which make its `key`; the results it reads, by name; where it writes.
+    `results`: of the report alone, all results by stage and name of their job.
 
     Written by config/plan.py into a file, because a command line holds 128 KiB.
     """
@@ -36,6 +38,7 @@ class Task:
     inputs: dict[str, list[Path]]
     log: Path
     output: Path
+    results: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def manifest(self, name: str) -> Manifest:
         """The artefact that is read under this name."""
@@ -67,7 +70,11 @@ def task(description: str | None) -> Task:
     given = read_json(args.spec)
     spec, code = given["spec"], given["code"]
     inputs = {name: [Path(path) for path in paths] for name, paths in given["inputs"].items()}
-    return Task(spec, code, store.key(spec, code), inputs, args.log, args.output)
+    found = {
+        stage: {name: Path(path) for name, path in paths.items()}
+        for stage, paths in given.get("results", {}).items()
+    }
+    return Task(spec, code, store.key(spec, code), inputs, args.log, args.output, found)
 
 
 def listen(log_file: Path) -> None:
@@ -75,7 +82,7 @@ def listen(log_file: Path) -> None:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [
         logging.StreamHandler(),
-        logging.FileHandler(log_file, mode="w"),
+        logging.FileHandler(log_file),
     ]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
@@ -110,20 +117,22 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def classified(work: Callable[[], Any], where: Path) -> Failure | None:
-    """Do the work; return the Failure it ended in, or None. Anything unclassified is raised."""
+def attempt(work: Callable[[], T], where: Path) -> tuple[T | None, Failure | None]:
+    """Do the work; gives what it gave, or the Failure it ended in. Anything unclassified is raised.
+
+    `where`: whose disk it is, if one is full.
+    """
     try:
-        work()
+        return work(), None
     except Failure as error:
-        log.error("%s: %s %s", error.kind, error.reason, error.remedy)
-        return error
+        known = error
     except OSError as error:
-        known = failure.of_os_error(error, where)
-        if known is None:
+        full = failure.of_os_error(error, where)
+        if full is None:
             raise
-        log.error("%s: %s %s", known.kind, known.reason, known.remedy)
-        return known
-    return None
+        known = full
+    log.error("%s: %s %s", known.kind, known.reason, known.remedy)
+    return None, known
 
 
 def prepare(
@@ -138,17 +147,16 @@ def prepare(
     A failed input fails this artefact with the same words; a failure of its own is written down in place of the bytes.
     """
     where = store.root()
-    made: list[Manifest] = []
 
-    def work() -> None:
+    def work() -> Manifest:
         for manifest in inputs:
             usable(manifest)
-        made.append(store.obtain(where, stage, job.spec, job.code, make, hashed))
+        return store.obtain(where, stage, job.spec, job.code, make, hashed)
 
-    failed = classified(work, where)
+    made, failed = attempt(work, where)
     if failed:
-        made = [Manifest(stage, job.key, job.spec, entry="", path="", failure=failed.to_json())]
-    results.write(job.output, vars(made[0]))
+        made = Manifest(stage, job.key, job.spec, entry="", path="", failure=failed.to_json())
+    results.write(job.output, vars(made))
 
 
 def usable(artefact: Manifest) -> Manifest:

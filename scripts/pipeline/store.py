@@ -107,13 +107,13 @@ def stored(entry: Path) -> tuple[Manifest | None, str | None]:
         return None, str(error)
     if found.entry != str(entry):
         return found, f"it was copied here from {found.entry}, and names that place"
-    return found, lost(found)
+    return found, lost(found, note=True)
 
 
-def lost(artefact: Manifest) -> str | None:
+def lost(artefact: Manifest, note: bool = False) -> str | None:
     """Why the bytes are no longer those of the manifest; None if they are.
 
-    A file is read again only if its modification time moved, as git does with its index.
+    A file is read again only if its modification time moved, as git does with its index; `note`: write new times down.
     """
     folder = Path(artefact.path)
     interpreter = artefact.facts.get("python")
@@ -136,7 +136,7 @@ def lost(artefact: Manifest) -> str | None:
             if sha256(path) != entry["sha256"]:
                 return f"the content of {path} has changed"
             moved = True
-    if moved:
+    if moved and note:
         note_times(artefact)
     return None
 

@@ -101,6 +101,12 @@ def file_of(name: str) -> str:
     return f"{name}_engine" if name in ("docker", "podman") else name
 
 
+def files_of(name: str) -> tuple[str, ...]:
+    """The files of a runtime that are found by name, not imported: its own, and the program that outlives a job of its."""
+    helper = "guard.py" if name in ("docker", "podman") else "supervise.py"
+    return f"{file_of(name)}.py", helper
+
+
 def load(name: str) -> Runtime:
     return cast(Runtime, import_module(f"runtime.{file_of(name)}"))
 

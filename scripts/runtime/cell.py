@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -50,7 +51,7 @@ def offer(cell: Cell, prompts: list[dict[str, Any]], ready: Prepared) -> Offer:
         path,
         timeout_s=cell.load.request_timeout_s,
         shape=shape,
-        seed=cell.seed + cell.trial,
+        seed=seed_of(cell),
         rest_s=cell.load.rest_s,
         warmup_requests=cell.load.warmup_requests,
         workers=cell.load.workers or drive.workers_for(shape, psutil.cpu_count() or 1),
@@ -59,6 +60,12 @@ def offer(cell: Cell, prompts: list[dict[str, Any]], ready: Prepared) -> Offer:
     return Offer(
         job, bodies, [min(longest, prompt.get("max_tokens", longest)) for prompt in prompts]
     )
+
+
+def seed_of(cell: Cell) -> int:
+    """Each load and trial draws prompts of its own, alike for all backends: what one asked does not prepare the next."""
+    of = (cell.seed, cell.trial, cell.load_path)
+    return int(hashlib.sha256(repr(of).encode()).hexdigest()[:8], 16)
 
 
 def shape_of(cell: Cell, prompts: list[dict[str, Any]]) -> Shape:

@@ -25,13 +25,13 @@ import report, view, yaml
 from config import experiment
 from pathlib import Path
 planned = experiment.load(yaml.safe_load(open("config.yaml")))
-results = Path("results")
-sessions = {f"{served.path}/t1": results / "summarize" / served.path / "t1" for served in planned.all_served()}
-qualities = {served.path: results / "made-up" / f"{served.backend.name}.json" for served in planned.evaluated()}
-rows = view.rows_of(view.Found(sessions, qualities), planned)
-[calibration] = (results / "calibrate/client").glob("*.json")
+found = Path("results")
+results = {"summarize": {f"{served.path}/t1": found / "summarize" / served.path / "t1/x.json" for served in planned.all_served()}}
+results["assess"] = {served.path: found / "made-up" / f"{served.backend.name}.json" for served in planned.evaluated()}
+rows = view.rows_of(results, planned)
+[calibration] = (found / "calibrate/client").glob("*.json")
 facts = {"calibration": json.loads(calibration.read_text()), "config_files": ["config.yaml"], "prepared": []}
-report.render(rows, planned, facts, results / "report.html")
+report.render(rows, planned, facts, found / "report.html")
 """
 EVALUATION = {
     "text": {"source": "file", "path": "prompts/heldout.jsonl", "columns": ["text"]},

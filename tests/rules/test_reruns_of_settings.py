@@ -61,7 +61,8 @@ def top(**changes: Any) -> Edit:
         (CPU, top(server={"max_sequences": 4, "context_length": 512}), {"build", *SESSION}),
         (GPU, entry("models", "hub", revision="1" * 40), {"download", "prompts", "texts", "quantize", "build", "reference", *SESSION}),
         (GPU, entry("backends", "tgi", image=f"other@{DIGEST}"), {"environment", "build", *SESSION}),
-        (GPU, entry("backends", "vllm", args=["--x"]), {"build", *SESSION}),
+        (GPU, entry("backends", "vllm", args=["--x"]), SESSION),
+        (CPU, top(server={"max_sequences": 4, "start_timeout_s": 7}), {"summarize", "report"}),
     ],
 )  # fmt: skip
 def test_an_edit_of_a_setting_reruns_these_stages(number: int, edit: Edit, made: set[str]) -> None:
@@ -96,21 +97,45 @@ def test_a_gpu_is_part_of_an_engine_that_is_built_for_it(monkeypatch: pytest.Mon
     assert {name.rsplit("/", 1)[1] for name in builds} == {"mlc_llm", "tensorrt_llm"}
 
 
+LOCKS = {
+    "llamacpp": {"environment", "build", *SESSION},
+    "vllm": {
+        "environment",
+        "download",
+        "prompts",
+        "texts",
+        "quantize",
+        "build",
+        "reference",
+        *SESSION,
+    },
+    "openvino": {"environment", "build", *SESSION},
+    "transformers": {"environment", "build", *SESSION},
+    "llmcompressor": {"environment", "quantize", "build", *SESSION},
+    "autoawq": {"environment", "quantize", "build", *SESSION},
+    "openvino_export": {"environment", "quantize", "build", *SESSION},
+    "lm_eval": {"environment", "questions", "summarize", "assess", "report"},
+}
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_reruns_what_runs_in_its_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     before = found(EXPERIMENTS[CPU])
-    for name in ("envs", "prompts", "containers"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    with (tmp_path / "envs/llamacpp.txt").open("a") as lock:
+    for folder in ("envs", "prompts", "containers"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    with (tmp_path / f"envs/{name}.txt").open("a") as lock:
         lock.write("# a remark\n")
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     after = found(EXPERIMENTS[CPU])
 
     changed = {place for place, key in before.items() if after[place] != key}
-    assert {what for what, _ in changed} == {"environment", "build", *SESSION}
-    assert all("llamacpp" in name or "page" in name for _, name in changed), changed
+    assert {what for what, _ in changed} <= LOCKS[name]
+    assert {what for what, _ in changed} >= {"environment", "questions", "report"}
+    if name == "llamacpp":
+        assert all(name in place or "page" in place for _, place in changed), changed
 
 
 def test_a_moved_file_or_folder_of_the_same_content_reruns_nothing(tmp_path: Path) -> None:

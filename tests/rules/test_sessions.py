@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import EXPERIMENT, Checkout, until
+from conftest import EXPERIMENT, Checkout, default_plan, until
 from rules.test_kill import none_left
 
 LOAD = {**EXPERIMENT["load"], "window_s": 0.5}
@@ -161,10 +161,15 @@ def test_a_server_that_dies_under_every_load_is_not_started_for_ever(checkout: C
 
     checkout.snakemake()
 
-    failures = [cell["failure"] for cell in checkout.cells().values()]
-    assert {failure["kind"] for failure in failures} == {"server_died"}
-    assert sum("Not tried" in failure["reason"] for failure in failures) == 8 - 3
+    kinds = [cell["failure"]["kind"] for cell in checkout.cells().values()]
+    assert sorted(kinds) == ["not_tried"] * 5 + ["server_died"] * 3
     assert len(list(checkout.folder.rglob("server.*.log"))) == 3
+
+    said = checkout.snakemake()
+
+    assert "Not tried: the server had died 3 times in a row" in said
+    kinds = [cell["failure"]["kind"] for cell in checkout.cells().values()]
+    assert sorted(kinds) == ["not_tried"] * 2 + ["server_died"] * 6
 
 
 @pytest.mark.slow
@@ -181,9 +186,13 @@ def test_trials_are_blocks_and_backends_are_measured_in_the_drawn_order(checkout
 
     began = sorted((cell["clock"]["unix_ns"], path) for path, cell in checkout.cells().items())
     order = [tuple(path.split("/")[2:4]) for _, path in began]
-    assert [trial for _, trial in order] == ["t1"] * 3 + ["t2"] * 3
-    assert order[:3] != order[3:]
-    assert {name for name, _ in order[:3]} == set(names)
+    plan = default_plan()
+    for trial in (1, 2):
+        drawn = sorted(
+            names, key=lambda name: -plan.priority("measure", f"tiny/none/{name}/t{trial}")
+        )
+        assert [name for name, of in order if of == f"t{trial}"] == drawn
+    assert [of for _, of in order] == ["t1"] * 3 + ["t2"] * 3
 
 
 def other_checkout(checkout: Checkout, folder: Path, tiny_model: Path) -> Checkout:
@@ -214,11 +223,8 @@ def test_two_runs_on_one_machine_measure_one_after_the_other(
     checkout: Checkout, tmp_path: Path, tiny_model: Path
 ) -> None:
     other = other_checkout(checkout, tmp_path / "other", tiny_model)
-    shared = other.folder / "machine.lock"
-    shared.symlink_to(checkout.folder / "machine.lock")
     (checkout.folder / "machine.lock").touch()
-    shared.unlink()
-    os.link(checkout.folder / "machine.lock", shared)
+    os.link(checkout.folder / "machine.lock", other.folder / "machine.lock")
     for one in (checkout, other):
         one.configure(load={**LOAD, "window_s": 3})
 
@@ -275,3 +281,30 @@ def test_a_prefix_cache_is_emptied_between_cells_where_there_is_a_way(
 
     cells = sorted(checkout.cells().values(), key=lambda cell: cell["clock"]["unix_ns"])
     assert [cell["cache"] for cell in cells] == states
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_at_rest_is_told_at_the_load_before(checkout: Checkout) -> None:
+    server = checkout.folder / "scripts/foreign/paced_server.py"
+    dying = "        self.served = self.under_way = 0\n        threading.Timer(1.5, os._exit, (3,)).start()\n"
+    text = server.read_text().replace("        self.served = self.under_way = 0\n", dying)
+    server.write_text(text.replace("import sys\n", "import sys\nimport threading\n", 1))
+    load = {**LOAD, "warmup_requests": 0, "window_s": 0.2, "ramp_s": 0, "settle_s": 3}
+    checkout.configure(load=load)
+
+    checkout.snakemake()
+
+    cells = sorted(checkout.cells().values(), key=lambda cell: cell["clock"]["unix_ns"])
+    assert [cell["failure"] for cell in cells] == [None, None]
+    assert "between two loads" in cells[0]["died_after"]
+    assert [cell["start"]["number"] for cell in cells] == [1, 2]
+    assert "died after this load" in (checkout.folder / "results/report.html").read_text()
+
+
+@pytest.mark.parametrize("option", [["--forceall"], ["--forcerun", "calibrate"]])
+def test_forcing_is_refused_since_it_would_do_nothing(
+    checkout: Checkout, option: list[str]
+) -> None:
+    said = checkout.snakemake(*option, fails=True)
+
+    assert "Remedy: to measure a cell again, remove its folder" in said
