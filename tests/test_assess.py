@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import stages
 from assess import FIGURES, assess
+from conftest import ROOT
+from pipeline.artifact import Manifest, sha256
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,35 @@ def test_questions_that_failed_have_the_same_figures_and_they_are_none(words: To
 
     assert set(found) == set(FIGURES)
     assert {name for name, value in found.items() if value is not None} == {"reference_perplexity"}
+
+
+def test_a_reference_whose_probabilities_are_none_is_no_reference(
+    tmp_path: Path, words: Tokenizer
+) -> None:
+    """A NaN in the reference would make any difference NaN, and NaN is beyond no limit."""
+    (tmp_path / "model").mkdir()
+    words.save(str(tmp_path / "model/tokenizer.json"))
+    (tmp_path / "quality.json").write_text(
+        json.dumps({"key": "q", "failure": None, "log_probs": [[-1.0, -2.0]]})
+    )
+    answered = {"quality.json": {"sha256": sha256(tmp_path / "quality.json"), "bytes": 1}}
+    (tmp_path / "session.json").write_text(json.dumps({"parts": answered}))
+    (tmp_path / "reference.json").write_text('{"log_probs": [[-1.0, NaN]], "answers": []}')
+    facts = {"reference": "reference.json"}
+    Manifest("reference", "r", {}, "", str(tmp_path), [], facts).save(tmp_path / "r.json")
+    model = Manifest("download", "d", {}, "", str(tmp_path), [], {"tokenizer": "model"})
+    model.save(tmp_path / "d.json")
+    inputs = {"session": "session.json", "reference": "r.json", "model": "d.json"}
+    arguments = stages.arguments(
+        tmp_path,
+        "out",
+        {"questions": "q"},
+        **{name: tmp_path / path for name, path in inputs.items()},
+    )
+
+    subprocess.run([sys.executable, ROOT / "scripts/assess.py", *arguments], check=True)
+
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["perplexity_change"] is None
+    assert "not all finite" in found["no_reference"]
+    assert found["perplexity"]["value"] == pytest.approx(math.exp(1.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -33,6 +34,10 @@ def test_what_lies_too_far_above_is_not_comparable(perplexity: float, comparable
 
     assert (found.reasons == ()) == found.comparable == comparable
     assert comparable or "its perplexity is" in found.reasons[0]
+
+
+def test_a_difference_that_is_no_number_makes_nothing_comparable() -> None:
+    assert status(judged(math.nan), LIMITS).comparable is False
 
 
 def test_a_wrong_template_is_seen_by_where_answers_differ() -> None:
