@@ -74,8 +74,9 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that several workers end together."""
-    items.sort(key=lambda item: item.path.name != "test_reruns.py")
+    """The longest files first, so that several workers end together."""
+    longest = ("test_edits_and_kills.py", "test_sessions.py", "test_reruns.py", "test_failures.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")
