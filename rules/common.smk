@@ -91,18 +91,20 @@ def log_of(stage):
 
 
 def inputs(stage):
-    """What a stage's job reads, by name. All of it is ancient: keys in file names decide what reruns, never file time.
+    """What a stage's job reads, by name; nothing where its result stands.
 
-    Where a single job runs on a cluster's node, its task says what was decided before.
+    So no job that stands lies between two that do not, and none of these is passed over: Snakemake does not look at what is
+    below a job that it runs again for a reason of its own. Where a single job runs on a cluster's node, its task says what
+    was decided before.
     """
 
     def by_name(wildcards):
         wanted = job(stage, wildcards)
-        if workflow.is_main_process:
-            found = plan.task(wanted)["inputs"]
-        else:
+        if not workflow.is_main_process:
             found = read_json(Path(spec(stage)(wildcards)))["inputs"]
-        return {name.replace(" ", "_"): ancient(paths) for name, paths in found.items()}
+        else:
+            found = {} if wanted in plan.standing else plan.task(wanted)["inputs"]
+        return {name.replace(" ", "_"): paths for name, paths in found.items()}
 
     return unpack(by_name)
 

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 RESERVE_BYTES = 32 << 10
 # Servers that die under load one after the other: so many are started again.
 RESTARTS = 2
+# What a server can end in before it is ready although it was ready on an earlier start.
+UNHEALTHY = ("server_died", "out_of_memory", "start_timeout")
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ def see_offer(session: Session, part: Part) -> None:
     """Failure `not_prepared`, `no_prompts` or `no_task` where there is nothing to ask."""
     if part.cell:
         cells.shape_of(part.cell, session.rows(part.cell.workload.name))
-    elif scored := tasks_of(session, part):
+        return
+    stage.usable(session.job.manifest("texts"))
+    if scored := tasks_of(session, part):
         harness.see_tasks(*scored, session.job.log.with_name("tasks.log"))
 
 
@@ -210,22 +214,24 @@ def tasks_of(session: Session, part: Part) -> tuple[str, Tasks] | None:
 def run(session: Session, left: list[Part], number: int) -> None:
     """Measure these parts on as few starts as the server's health and the configuration allow; `number`: starts before.
 
-    A server that died is started again for the next part, unless it dies RESTARTS more times in a row. Where each part has
-    a start of its own, it is not given up.
+    A server that never becomes ready fails them all. One that was ready once and died is started again for the next part,
+    unless that goes wrong RESTARTS more times in a row; where each part has a start of its own, it is not given up.
     """
-    waiting, deaths = deque(offerable(session, left)), 0
+    waiting, deaths, was_ready = deque(offerable(session, left)), 0, False
     while waiting:
         number += 1
         start, unready = stage.attempt(partial(serve, session, waiting, number), session.folder)
-        if unready:
+        if unready and not (was_ready and unready.kind in UNHEALTHY):
             fail(session, list(waiting), unready)
             return
-        assert start
-        deaths = 0 if start.death is None else 1 if start.before else deaths + 1
-        if start.death and deaths > RESTARTS and session.spec["isolation"] == "session":
-            reason = f"Not tried: the server had died {deaths} times in a row. {start.death.reason}"
-            remedy = f"Run again to go on with these loads. {start.death.remedy}"
-            untried = Failure("not_tried", reason, remedy, start.death.log_tail)
+        was_ready = was_ready or start is not None
+        death = start.death if start else unready
+        deaths = 0 if death is None else 1 if start and start.before else deaths + 1
+        given_up = session.spec["isolation"] == "session" or start is None
+        if death and deaths > RESTARTS and given_up:
+            reason = f"Not tried: the server had died {deaths} times in a row. {death.reason}"
+            remedy = f"Run again to go on with these loads. {death.remedy}"
+            untried = Failure("not_tried", reason, remedy, death.log_tail)
             fail(session, list(waiting), untried)
             return
 

@@ -69,6 +69,10 @@ BAD = [
     ("models.0.name", "a\n", "models[0].name: 'a\\n' does not match"),
     ("models.0.name", "a" * 81, "is too long"),
     ("results", "/", "results: '/' is no folder to write to"),
+    ("results", ".", "results: '.' is no folder to write to"),
+    ("results", "-x", "results: '-x' is no folder to write to"),
+    ("results", "/etc/hostname", "results: /etc/hostname is there and is no folder"),
+    ("models.0.note", "a\ud800", "models[0].note: it holds half a character"),
     ("results", "a{b}", "results: a{b} holds braces"),
     (
         "models.0.note",
@@ -340,6 +344,12 @@ def test_a_key_given_twice_is_told_with_both_lines(tmp_path: Path) -> None:
         "load.x: given twice, in lines 3 and 5; keep one.",
         "list[0].b: given twice, in lines 6 and 6; keep one.",
     ]
+
+
+def test_anchors_that_hold_themselves_end(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: &a [*a]\nb: &b {c: *b}\n")
+
+    assert list(repeated_keys(tmp_path / "c.yaml")) == []
 
 
 def test_a_backend_and_a_quantization_of_one_name_keep_their_interpreters(tmp_path: Path) -> None:

@@ -79,8 +79,10 @@ def _weights_problems(key: str, entry: dict[str, Any]) -> Iterator[str]:
 def _results_problems(results: str) -> Iterator[str]:
     if set(results) & set("{}"):
         yield f"results: {results} holds braces, which Snakemake takes for a wildcard; name another folder."
-    if not results.strip("/ "):
-        yield f"results: '{results}' is no folder to write to; name one."
+    if not results.strip("/ .") or results.startswith("-") or "\0" in results:
+        yield f"results: {results!r} is no folder to write to; name one, such as results."
+    elif Path(results).expanduser().exists() and not Path(results).expanduser().is_dir():
+        yield f"results: {results} is there and is no folder; name another."
 
 
 def _alike(config: dict[str, Any]) -> Iterator[str]:

@@ -82,6 +82,11 @@ class Plan:
         """The file of each job; what stands is looked at once, at first use."""
         return choose_files(self.jobs.values(), self.folder)
 
+    @cached_property
+    def standing(self) -> frozenset[Job]:
+        """The jobs whose results were there at first use, and stand."""
+        return frozenset(job for job, file in self.files.items() if file.exists())
+
     # What is made from what.
 
     def job(

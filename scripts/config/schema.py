@@ -47,6 +47,8 @@ def _no_json(value: Any, key: str) -> Iterator[str]:
     elif isinstance(value, list):
         for position, entry in enumerate(value):
             yield from _no_json(entry, f"{key}[{position}]")
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        yield f"{key}: it holds half a character (a lone surrogate); take it out."
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{key}: {value} is not a number that can be used; write a finite one."
     elif not isinstance(value, str | int | float | None):
@@ -56,7 +58,12 @@ def _no_json(value: Any, key: str) -> Iterator[str]:
 def repeated_keys(file: Path) -> Iterator[str]:
     """A line for each key that a YAML file gives twice in one place: YAML readers keep the last and say nothing."""
 
+    seen_nodes: set[int] = set()
+
     def walk(node: yaml.Node | None, key: str) -> Iterator[str]:
+        if id(node) in seen_nodes:  # an anchor's, once more
+            return
+        seen_nodes.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen: dict[str, int] = {}
             for name, entry in node.value:
@@ -70,7 +77,10 @@ def repeated_keys(file: Path) -> Iterator[str]:
             for position, entry in enumerate(node.value):
                 yield from walk(entry, f"{key}[{position}]")
 
-    yield from walk(yaml.compose(file.read_text(), Loader=yaml.SafeLoader), "")
+    try:
+        yield from walk(yaml.compose(file.read_text(), Loader=yaml.SafeLoader), "")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        yield f"it cannot be read as YAML: {' '.join(str(error).split())}"
 
 
 def _filling(check: Any) -> Any:

@@ -38,11 +38,18 @@ def on_machine(what: str) -> Iterator[None]:
 @contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
     """Wait until nobody holds the lock, saying who does; hold it, with `what` in it for those who wait."""
-    handle = opened(path)
+    try:
+        handle = opened(path)
+    except OSError as error:
+        raise SystemExit(
+            f"{path} cannot be used as a lock: {error.strerror}. "
+            "Remedy: remove it, or name another file in SHOWDOWN_MACHINE_LOCK."
+        ) from error
     try:
         wait(handle, path)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()}: {what}\n".encode(), 0)
+        with suppress(OSError):  # opened for reading alone: another user's
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()}: {what}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -56,7 +63,9 @@ def opened(path: Path) -> int:
             os.fchmod(made, 0o666)
         return made
     # Without O_CREAT: in a folder like /tmp the kernel refuses that on files of others.
-    return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    with suppress(PermissionError):
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def wait(handle: int, path: Path) -> None:

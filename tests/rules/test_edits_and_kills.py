@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from conftest import EXPERIMENT, Checkout, until
+from pipeline.results import NAME
 from rules.test_kill import none_left
 
 CASES, SEED = int(os.environ.get("SHOWDOWN_CASES", "10")), int(os.environ.get("SHOWDOWN_SEED", "0"))
@@ -150,8 +151,8 @@ EDITS: list[Edit] = [
 
 def kill(checkout: Checkout, run: subprocess.Popen[bytes], chance: random.Random) -> None:
     number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    if chance.random() < 0.3:
-        os.kill(run.pid, signal.SIGKILL)  # Snakemake alone
+    if chance.random() < 0.4:
+        os.kill(run.pid, chance.choice([signal.SIGKILL, signal.SIGINT, number]))  # Snakemake alone
     else:
         os.killpg(run.pid, number)
     run.wait(120)
@@ -270,5 +271,52 @@ def test_a_finished_experiment_edited_and_killed_while_it_measures_again(
     begun.snakemake()
 
     assert (begun.folder / "results/report.html").read_text() != old
+    assert_as_fresh(begun, tmp_path / "fresh")
+    assert begun.planned() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prompts", "build", "measure", "summarize"])
+@pytest.mark.parametrize("first", [True, False])
+def test_killed_between_a_result_and_snakemakes_note_of_it(
+    begun: Checkout, tmp_path: Path, stage: str, first: bool
+) -> None:
+    """Snakemake took the result for incomplete then, made it again, and passed over all that was below it."""
+    if first:
+        shutil.rmtree(begun.folder / "results")
+    change(seed=[7])(begun, random.Random(0))
+    change(slo=[{"ttft_ms": 7}])(begun, random.Random(0))
+    change(backends=[[{"name": "paced", "options": {"tokens": 5}}]])(begun, random.Random(0))
+    place = begun.folder / "results" / stage
+    before = set(place.rglob("*.json"))
+    run = begun.start()
+    until(lambda: any(NAME.fullmatch(path.name) for path in set(place.rglob("*.json")) - before))
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(60)
+    begun.snakemake("--unlock")
+
+    begun.snakemake()
+
+    assert_as_fresh(begun, tmp_path / "fresh")
+    assert begun.planned() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["measure", "summarize"])
+def test_interrupted_while_a_job_runs(begun: Checkout, tmp_path: Path, rule: str) -> None:
+    """SIGINT to Snakemake alone, which waits for its jobs then."""
+    change(slo=[{"ttft_ms": 7}])(begun, random.Random(0))
+    change(concurrencies=[[1, 2, 3]])(begun, random.Random(0))
+    run = begun.start()
+    log = begun.folder / "run.log"
+    until(
+        lambda: f"{rule.capitalize().rstrip('e')}ing" in log.read_text() or run.poll() is not None
+    )
+    os.kill(run.pid, signal.SIGINT)
+    run.wait(120)
+    begun.snakemake("--unlock")
+
+    begun.snakemake()
+
     assert_as_fresh(begun, tmp_path / "fresh")
     assert begun.planned() == {}

@@ -308,3 +308,28 @@ def test_forcing_is_refused_since_it_would_do_nothing(
     said = checkout.snakemake(*option, fails=True)
 
     assert "Remedy: to measure a cell again, remove its folder" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["measure", "my-summarize", "assess"])
+def test_names_may_be_those_of_stages(checkout: Checkout, name: str) -> None:
+    checkout.configure(load=LOAD, concurrencies=[1], backends=[{"name": name, "adapter": "paced"}])
+
+    checkout.snakemake()
+
+    assert checkout.planned() == {}
+    assert f",{name}," in (checkout.folder / "results/summary.csv").read_text()
+
+
+@pytest.mark.parametrize("spoil", ["directory", "dangling link"])
+def test_a_lock_that_cannot_be_one_is_told_with_its_remedy(checkout: Checkout, spoil: str) -> None:
+    lock = checkout.folder / "machine.lock"
+    if spoil == "directory":
+        lock.mkdir()
+    else:
+        lock.symlink_to(checkout.folder / "nowhere/at all")
+
+    said = checkout.snakemake(fails=True)
+
+    assert "machine.lock cannot be used as a lock" in said
+    assert "SHOWDOWN_MACHINE_LOCK" in said
