@@ -333,3 +333,33 @@ def test_a_lock_that_cannot_be_one_is_told_with_its_remedy(checkout: Checkout, s
 
     assert "machine.lock cannot be used as a lock" in said
     assert "SHOWDOWN_MACHINE_LOCK" in said
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_started_again_leaves_its_other_loads_to_the_next_run(
+    checkout: Checkout,
+) -> None:
+    """It was ready once, so it may be again: what it was not asked is no result."""
+    server = checkout.folder / "scripts/foreign/paced_server.py"
+    once = """    started = os.path.join(os.path.dirname(__file__), "started")
+    if os.path.exists(started):
+        sys.exit("once only")
+    open(started, "w").close()
+"""
+    text = server.read_text()
+    assert '    if args.fault == "no-start":' in text
+    server.write_text(
+        text.replace('    if args.fault == "no-start":', once + '    if args.fault == "no-start":')
+    )
+    loads = [1, 2, 3, 4]
+    checkout.configure(load=LOAD, concurrencies=loads, backends=[backend("die-crowded", 0)])
+
+    checkout.snakemake()
+
+    kinds = sorted(cell["failure"]["kind"] for cell in checkout.cells().values())
+    assert kinds == ["not_tried"] * 3 + ["server_died"]
+    assert len(list(checkout.folder.rglob("server.*.log"))) == 1 + 2
+    (server.parent / "started").unlink()
+
+    assert "Not tried" in checkout.snakemake()
+    assert sorted(cell["failure"]["kind"] for cell in checkout.cells().values()) != kinds
