@@ -27,7 +27,7 @@ from host.gpus import gpu_kind
 from host.machine import describe_host
 from pipeline import fingerprint, store
 from pipeline.artifact import write_json
-from pipeline.spec import Backend, Environment, Offered, Served, Workload, to_json
+from pipeline.spec import Backend, Environment, Offered, Served, Workload, place, to_json
 
 # Which code counts: of what a stage's command imports, the files in these folders of scripts/. What lies elsewhere reruns
 # nothing: config, pipeline, models, host. Cells and questions are the two things that `measure` makes.
@@ -300,7 +300,7 @@ class Plan:
         }
         tasks = experiment.evaluation.tasks if asked else None
         parts = [
-            f"{place(workload, offered)}/cell.json" for workload, offered in experiment.loads()
+            f"{place(workload.name, offered)}/cell.json" for workload, offered in experiment.loads()
         ]
         parts += ["quality.json"] if asked else []
         return self.job(
@@ -355,12 +355,12 @@ class Plan:
 
     def identity(self, name: str, value: Any) -> str:
         """The hash of a part of a specification, worked out once."""
-        place = (type(value).__name__, name)
-        if place not in self.identities:
-            self.identities[place] = hashlib.sha256(
+        known_as = (type(value).__name__, name)
+        if known_as not in self.identities:
+            self.identities[known_as] = hashlib.sha256(
                 to_json(without_places(value)).encode()
             ).hexdigest()
-        return self.identities[place]
+        return self.identities[known_as]
 
     @cache
     def cell_code(self, backend: str) -> str:
@@ -423,13 +423,12 @@ class Plan:
         """Of each cell of a session its key and that of its summary, by its place in the session's folder."""
         code, found = self.code("summarize", "summarize.py"), {}
         for entry in json.loads(session.spec)["cells"]:
-            offered = Offered(**entry["offered"])
             spec = {
                 "cell": entry["key"],
                 "slo": self.experiment.config["slo"],
                 "calibration": self.calibrate().key,
             }
-            found[f"{entry['workload']}/{offered.name}"] = {
+            found[place(entry["workload"], Offered(**entry["offered"]))] = {
                 "cell": entry["key"],
                 "summary": store.key(spec, code),
             }
@@ -519,11 +518,6 @@ class Plan:
         trial = int(name.rpartition("/t")[2])
         rank = int(draw(self.experiment.config["seed"], trial, name.rpartition("/t")[0])[:4], 16)
         return 2**30 - trial * 2**16 - rank
-
-
-def place(workload: Workload, offered: Offered) -> str:
-    """Where a load lies below its session's folder."""
-    return f"{workload.name}/{offered.name}"
 
 
 def draw(*of: Any) -> str:

@@ -228,6 +228,11 @@ class Served:
         return f"{self.model.name}/{self.quantization.name}/{self.backend.name}"
 
 
+def place(workload: str, offered: Offered) -> str:
+    """Where a load of a workload lies below its session's folder."""
+    return f"{workload}/{offered.name}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One point of the matrix, with all that decides what its measurement means."""
@@ -246,7 +251,7 @@ class Cell:
     @property
     def load_path(self) -> str:
         """Its place below the session's folder."""
-        return f"{self.workload.name}/{self.offered.name}"
+        return place(self.workload.name, self.offered)
 
     @property
     def served(self) -> Served:

@@ -22,7 +22,7 @@ class Method:
     """`words`: what it makes, for people. `layouts` it writes, the default first; `weights` it reads: 'hf' or 'gguf';
     `environment`: its lock in envs/, None for the pipeline's own; `program`: its file in scripts/foreign, None where it is
     somebody else's; `calibrated`: whether it watches the model at work; `reproducible`: whether the same machine, inputs
-    and seed gave the same bytes twice (tests/quantizers)."""
+    and seed gave the same bytes twice (tests/test_methods.py)."""
 
     words: str
     layouts: tuple[str, ...]
